@@ -1,0 +1,1 @@
+"""Commands: parse, call, print. One file per group; no algorithm here, heavy imports inside the functions."""

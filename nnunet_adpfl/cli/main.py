@@ -1,0 +1,39 @@
+"""The ``adpfl`` command. Each group of commands lives in its own file; nothing heavy is imported until one runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from nnunet_adpfl.errors import AdpflError
+
+GROUPS = ()
+
+app = typer.Typer(
+    name="adpfl",
+    help="Differentially private federated training for nnU-Net.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+for _group in GROUPS:
+    _group.register(app)
+
+
+def run() -> None:
+    """Entry point: an error meant for the user is one line on standard error and a non-zero exit code."""
+    try:
+        app()
+    except AdpflError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept (most commands go on with --continue)", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        sys.exit(2)
