@@ -1,0 +1,1 @@
+"""Gradient engines: from units' patches to the sum of their clipped gradients."""

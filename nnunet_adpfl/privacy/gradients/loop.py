@@ -1,0 +1,90 @@
+"""The loop engine: one forward and backward per unit. Exact by construction for any network and loss."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from nnunet_adpfl.errors import PrivacyRefusedError
+from nnunet_adpfl.privacy.clipping import ClipRule
+from nnunet_adpfl.privacy.gradients.interface import ClippedSum, Target, UnitPatches
+
+MAX_NORM = 1e30  # beyond it a float32 factor is too coarse to bound the result, so it counts as not finite
+Loss = Callable[[torch.Tensor | list[torch.Tensor], Target], torch.Tensor]
+
+
+class LoopEngine:
+    """Per unit: gradient of the mean loss over its K patches, L2 norm over all trained parameters, scale, add.
+
+    Norm and sum come from the same float32 numbers. A unit whose loss, norm or scaled gradient is not finite adds
+    exactly nothing (it is left out, not multiplied by zero: 0 x inf is NaN).
+
+    Args:
+        network: the network; its trained parameters are those that require a gradient.
+        loss: nnU-Net's loss, averaging over the patches of the batch it gets (the patches of one unit).
+        trained: name -> parameter, in a fixed order.
+        autocast: bfloat16 forward and backward on CUDA; clip and sum stay in float32.
+    """
+
+    def __init__(
+        self, network: nn.Module, loss: Loss, trained: Mapping[str, nn.Parameter], *, autocast: bool = False
+    ) -> None:
+        self._network = network
+        self._loss = loss
+        self._trained = dict(trained)
+        self._autocast = autocast
+
+    def clipped_sum(self, units: Iterable[UnitPatches], rule: ClipRule) -> ClippedSum:
+        result = ClippedSum({name: torch.zeros_like(p, dtype=_wide(p)) for name, p in self._trained.items()})
+        totals = list(result.total.values())
+        self._network.train()
+        for unit in units:
+            loss, gradients = self._gradient(unit)
+            norm = _norm(gradients)
+            factor = rule.factor(norm) if norm < MAX_NORM else math.nan
+            if not (math.isfinite(loss) and math.isfinite(factor)):
+                result.non_finite += 1
+                continue
+            torch._foreach_add_(totals, gradients, alpha=factor)
+            result.centred_count += 0.5 if rule.is_below(norm) else -0.5
+            result.losses.append(loss)
+        self._clear()
+        return result
+
+    def _gradient(self, unit: UnitPatches) -> tuple[float, list[torch.Tensor]]:
+        self._clear()
+        with torch.enable_grad(), self._precision():
+            loss = self._loss(self._network(unit.data), unit.target)
+        torch.autograd.backward(loss)
+        gradients = []
+        for name, parameter in self._trained.items():
+            if parameter.grad is None:
+                raise PrivacyRefusedError(
+                    f"parameter {name} is trained but gets no gradient; freeze it in the privacy plan"
+                )
+            gradients.append(parameter.grad.to(_wide(parameter)))
+        return float(loss.detach()), gradients
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self._autocast:
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _clear(self) -> None:
+        for parameter in self._trained.values():
+            parameter.grad = None
+
+
+def _norm(gradients: list[torch.Tensor]) -> float:
+    """L2 norm over all tensors, squares added up in float64 so that neither overflow nor underflow shortens it."""
+    squares = [torch.linalg.vector_norm(gradient, dtype=torch.float64).square() for gradient in gradients]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def _wide(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,0 +1,153 @@
+"""The privacy ledger of one run at one site: what was spent, written and fsynced before anything it pays for is used.
+
+The first line says what holds for the whole ledger, the others are events (see `accounting`) and notes of releases
+without guarantee. Epsilon is always computed from these lines, never kept as a counter.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_adpfl.errors import PrivacyRefusedError
+from nnunet_adpfl.privacy import accounting, hash_chain
+from nnunet_adpfl.privacy.hash_chain import ChainContent, Line
+from nnunet_adpfl.privacy.odometer import Odometer
+
+FILE_NAME = "privacy_ledger.jsonl"
+KNOWN_EVENTS = (*accounting.SPENDING_EVENTS, "start", "non_private")
+
+
+@dataclass
+class Ledger:
+    """Writer of one ledger. Create it with `start` or `resume`; both leave the file verified.
+
+    Attributes:
+        path: the file.
+        run: name of the run, part of every line.
+        site: name of the site, part of every line.
+        units_digest: digest of the units that train here.
+        odometers: odometers of the sites whose units train here; written before the ledger on every append.
+    """
+
+    path: Path
+    run: str
+    site: str
+    units_digest: str
+    odometers: Sequence[Odometer]
+    content: ChainContent = field(default_factory=lambda: ChainContent(()))
+
+    @classmethod
+    def start(cls, path: Path, run: str, site: str, odometers: Sequence[Odometer], first: Mapping[str, Any]) -> Ledger:
+        """Begin a ledger with its ``start`` line. Refused where one exists: earlier spending must not vanish."""
+        if path.exists():
+            raise PrivacyRefusedError(
+                f"{path} exists: continue that run (--continue, or --c with nnU-Net) or use another folder"
+            )
+        ledger = cls(path, run, site, str(first["units_digest"]), odometers)
+        ledger.append({"event": "start", **first}, round_index=0, attempt=0)
+        return ledger
+
+    @classmethod
+    def resume(cls, path: Path, run: str, site: str, units_digest: str, odometers: Sequence[Odometer]) -> Ledger:
+        """Open an existing ledger: verify it, compare it with the odometers, complete what a crash interrupted."""
+        ledger = cls(path, run, site, units_digest, odometers, hash_chain.read(path))
+        first = first_line(path, ledger.content)
+        if first.get("run") != run or first.get("site") != site or first.get("units_digest") != units_digest:
+            raise PrivacyRefusedError(
+                f"{path} belongs to another run, site or set of {first.get('unit')}s; restore the right ledger"
+            )
+        pending: Line | None = None
+        for odometer in odometers:
+            pending = odometer.check(run, site, ledger.content) or pending
+        if ledger.content.torn is not None:
+            announced = announced_event(ledger.content.torn, first)
+            recovered = {**announced, "event": "recovered", "torn": hash_chain.digest(ledger.content.torn)}
+            ledger.append(recovered, round_index=0, attempt=0)
+        elif pending is not None:
+            hash_chain.append(path, pending)  # the odometer has it already
+            ledger.content = hash_chain.read(path)
+        return ledger
+
+    def append(self, event: Mapping[str, Any], *, round_index: int, attempt: int) -> None:
+        """Write one event, odometers first; durable before it returns. No time of day: durations show draw sizes."""
+        if event["event"] in accounting.SPENDING_EVENTS:
+            accounting.check_event(event)
+        fields = {
+            **event,
+            "run": self.run,
+            "site": self.site,
+            "round": round_index,
+            "attempt": attempt,
+            "date": datetime.date.today().isoformat(),
+        }
+        line = hash_chain.sealed(fields, self.content.head)
+        for odometer in self.odometers:
+            odometer.record(line, self.units_digest)
+        hash_chain.append(self.path, line)
+        self.content = ChainContent((*self.content.lines, line))
+
+    @property
+    def head(self) -> str:
+        return self.content.head
+
+    def events(self) -> list[Line]:
+        return spending_events(self.content, self.path)
+
+    def check_contains(self, head: str, origin: str) -> None:
+        """Refuse when a checkpoint was made at a point of the ledger that the ledger no longer has."""
+        if all(line["hash"] != head for line in self.content.lines):
+            raise PrivacyRefusedError(
+                f"{self.path} does not contain the state that {origin} was saved at; restore the ledger"
+            )
+
+
+def units_digest(units: Sequence[str]) -> str:
+    """Digest of a set of units; tells whether two runs used the same patients. Stays at the site."""
+    return hashlib.sha256(json.dumps(sorted(units)).encode()).hexdigest()
+
+
+def first_line(path: Path, content: ChainContent) -> Line:
+    if not content.lines or content.lines[0].get("event") != "start":
+        raise PrivacyRefusedError(
+            f"{path} has no readable start line, so no step was taken on it: start the run in a new folder"
+        )
+    return content.lines[0]
+
+
+def spending_events(content: ChainContent, path: Path) -> list[Line]:
+    """All events that spend, in order; a torn last line counts as spent, an unknown event is refused."""
+    first = first_line(path, content)
+    events = []
+    for line in content.lines:
+        if line.get("event") not in KNOWN_EVENTS:
+            raise PrivacyRefusedError(
+                f"{path}: unknown event {line.get('event')!r}; it was written by another version or damaged"
+            )
+        if line["event"] in accounting.SPENDING_EVENTS:
+            accounting.check_event(line)
+            events.append(line)
+    if content.torn is not None:
+        events.append({**announced_event(content.torn, first), "event": "recovered"})
+    return events
+
+
+def announced_event(torn: str, first: Line) -> dict[str, Any]:
+    """What a torn line announced, or the costliest line that the ledger's start allows if that was torn off too."""
+    rate = re.search(r'"sampling_rate": ([0-9.eE+-]+),', torn)
+    noise = re.search(r'"noise_multiplier": ([0-9.eE+-]+),', torn)
+    steps = re.search(r'"steps": (\d+),', torn)
+    if rate and noise and steps:
+        return accounting.poisson_gaussian(float(rate[1]), float(noise[1]), int(steps[1]))
+    largest = first.get("largest_block")
+    if not largest:
+        raise PrivacyRefusedError(
+            "the ledger's last line is torn and its start line names no largest block; it cannot be continued"
+        )
+    return dict(largest)

@@ -1,0 +1,66 @@
+"""Gaussian noise and the secret randomness behind it (design section 5, rules 2 and 7).
+
+In real runs every generator is keyed afresh with 256 bits of the operating system's entropy, used for one step and
+forgotten: nothing can be stored, replayed or derived from the run's seed. Tests inject their own `Randomness`.
+The noise is floating-point Gaussian: the guarantee holds up to floating-point effects (Mironov 2012).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Protocol
+
+import numpy as np
+import torch
+
+KEY_BYTES = 32
+
+
+class Randomness(Protocol):
+    """Where a private run gets its secret randomness from; independent for every (site, step) and purpose."""
+
+    def draws(self, site: str, step: int) -> np.random.Generator:
+        """Generator of the Poisson draw."""
+
+    def noise(self, site: str, step: int) -> np.random.Generator:
+        """Generator of the Gaussian noise of one step."""
+
+    def patch_key(self, site: str, step: int, unit: str) -> bytes:
+        """Key of one unit's patch positions and augmentation: a function of these names only, so that it does not
+        depend on who else was drawn."""
+
+
+class SecretRandomness:
+    """Operating system entropy. Holds one secret for patch keys; draws and noise get a new key on every call."""
+
+    def __init__(self) -> None:
+        self._patch_secret = os.urandom(KEY_BYTES)
+
+    def draws(self, site: str, step: int) -> np.random.Generator:
+        return _fresh_generator()
+
+    def noise(self, site: str, step: int) -> np.random.Generator:
+        return _fresh_generator()
+
+    def patch_key(self, site: str, step: int, unit: str) -> bytes:
+        message = "\0".join((site, str(step), unit)).encode()
+        return hashlib.blake2b(message, key=self._patch_secret, digest_size=KEY_BYTES).digest()
+
+    def __getstate__(self) -> None:
+        raise TypeError("secret randomness is never stored or sent")
+
+
+def _fresh_generator() -> np.random.Generator:
+    # Philox is keyed with 128 bits; SeedSequence mixes 256 bits of entropy into key and counter.
+    entropy = int.from_bytes(os.urandom(KEY_BYTES), "little")
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+
+
+def add_gaussian_(tensor: torch.Tensor, standard_deviation: float, generator: np.random.Generator) -> None:
+    """Add independent N(0, standard_deviation^2) noise to every coordinate of a float32 or float64 tensor, in place."""
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"noise is added in float32 or better, not {tensor.dtype}")
+    precision = np.float64 if tensor.dtype == torch.float64 else np.float32
+    sample = np.asarray(generator.standard_normal(tuple(tensor.shape), dtype=precision))
+    tensor.add_(torch.from_numpy(sample).to(tensor.device), alpha=standard_deviation)

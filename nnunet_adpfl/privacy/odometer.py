@@ -1,0 +1,68 @@
+"""The odometer of a site: every ledger line of every run on the same patients, in one chain.
+
+It is written first. A ledger that is behind it was interrupted (and is completed); a ledger that differs from it was
+rewound or exchanged, and the run is refused. Restoring both files from a backup is not detected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_adpfl.errors import PrivacyRefusedError
+from nnunet_adpfl.privacy import hash_chain
+from nnunet_adpfl.privacy.hash_chain import Line
+
+FILE_NAME = "privacy_odometer.jsonl"
+
+
+@dataclass(frozen=True)
+class Odometer:
+    """Handle on one site's odometer file."""
+
+    path: Path
+
+    def record(self, line: Line, units_digest: str) -> None:
+        """Note a ledger line that is about to be written. Durable before it returns."""
+        content = hash_chain.read(self.path) if self.path.exists() else hash_chain.ChainContent(())
+        previous = content.head
+        if content.torn is not None:
+            # The ledger line it announced was never written, so no step was taken on it: kept, named, passed over.
+            mended = hash_chain.sealed({"event": "recovered", "torn": hash_chain.digest(content.torn)}, previous)
+            hash_chain.append(self.path, mended)
+            previous = str(mended["hash"])
+        entry = {
+            "run": line["run"],
+            "site": line["site"],
+            "ledger_head": line["hash"],
+            "units_digest": units_digest,
+            "line": line,
+        }
+        hash_chain.append(self.path, hash_chain.sealed(entry, previous))
+
+    def last_line(self, run: str, site: str) -> Line | None:
+        """The newest ledger line of a run that this odometer knows."""
+        if not self.path.exists():
+            return None
+        for entry in reversed(hash_chain.read(self.path).lines):
+            if entry.get("run") == run and entry.get("site") == site:
+                return dict(entry["line"])
+        return None
+
+    def check(self, run: str, site: str, ledger: hash_chain.ChainContent) -> Line | None:
+        """Compare with a run's ledger; returns the one line that a crash kept from reaching the ledger, if any.
+
+        Raises PrivacyRefusedError when the ledger is shorter than, or differs from, what was recorded here.
+        """
+        last = self.last_line(run, site)
+        if last is None:
+            raise PrivacyRefusedError(
+                f"{self.path}: it does not know run {run}; odometer and ledger must be kept together, restore it"
+            )
+        if last["hash"] == ledger.head or any(line["hash"] == last["hash"] for line in ledger.lines[-2:]):
+            return None
+        if last["previous"] == ledger.head:
+            return last
+        raise PrivacyRefusedError(
+            f"{self.path}: the ledger of run {run} is older than or differs from what was recorded; restore the ledger"
+        )

@@ -1,0 +1,185 @@
+"""The privacy plan: every setting that the privacy claim or the training of a private run depends on.
+
+It is the twin of nnU-Net's plans file: ``PLANS__CONFIG.privacy.json`` beside it, editable by hand, validated on load
+and frozen with its hash into the run folder. Field by field explanation: ``docs/privacy_plan.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nnunet_adpfl import atomic_files
+from nnunet_adpfl.errors import InputError
+
+FROZEN_FILE_NAME = "privacy_plan.json"
+MAX_NOISE_LEVELS = 20
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Clipping(_Section):
+    """How one unit's gradient is bounded before the sum (design section 5, rules 3 and 8)."""
+
+    method: Literal["percentile", "auto_s", "fixed", "none"] = "percentile"
+    clip_norm: Positive = 1.0  # C, fixed; the starting value where it adapts
+    clip_norm_min: Positive = 1e-3  # public limits of the adaptive C
+    clip_norm_max: Positive = 1e3
+    quantile: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5  # share of units to stay below C
+    count_noise_ratio: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 2.5  # sigma_b / z
+    max_log_step_noise: Positive = 0.1  # the rate of C is chosen so that noise moves log C by at most this a round
+    stabiliser: Positive = 0.01  # gamma of AUTO-S
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> Clipping:
+        if not self.clip_norm_min <= self.clip_norm <= self.clip_norm_max:
+            raise ValueError("clip_norm must lie between clip_norm_min and clip_norm_max")
+        return self
+
+
+class NoiseDecay(_Section):
+    """Declared decay of the noise in plateaus; fixed before the run, so ordinary composition holds (rule 10)."""
+
+    plateaus: Annotated[int, Field(ge=1, le=MAX_NOISE_LEVELS)] = 1
+    final_ratio: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0  # last noise level / first one
+
+
+class Optimizer(_Section):
+    name: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Positive = 0.5
+    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-5  # applied after the noise
+    schedule: Literal["constant", "poly"] = "poly"
+    ema_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0  # per step; 0 switches it off
+    keep_fraction: Fraction = 1.0  # sparsification of the noisy update: largest coordinates kept (post-processing)
+
+
+class Trainable(_Section):
+    """Which parameters are trained; the others get neither gradient nor noise."""
+
+    freeze_irrelevant: bool = True  # conv biases before InstanceNorm, heads without loss weight
+    freeze_patterns: tuple[str, ...] = ()  # glob patterns on parameter names
+
+
+class InitialWeights(_Section):
+    """Where training starts (rule 16): random from ``seed``, or a file declared public by its sha256."""
+
+    kind: Literal["random", "public"] = "random"
+    file: str | None = None
+    sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _public_is_complete(self) -> InitialWeights:
+        if self.kind == "public" and not (self.file and self.sha256):
+            raise ValueError("public initial weights need both file and sha256")
+        return self
+
+
+class Rounds(_Section):
+    """Default division of the steps into rounds; a round is also the block that one ledger line pays for."""
+
+    local_steps: Annotated[int, Field(ge=1)] = 5
+    strategy: Literal["fedavg"] = "fedavg"
+    weights: Literal["declared", "equal"] = "declared"  # FedAvg by declared sizes, or equal
+    optimizer_state: Literal["reset", "kept"] = "reset"  # at the start of a round
+
+
+class PrivacyPlan(_Section):
+    """All of it. Unknown keys are refused, so that a misspelt setting cannot be ignored silently."""
+
+    format: Literal[1] = 1
+    unit: Literal["patient", "lesion", "case"]
+    adjacency: Literal["zero_out"] = "zero_out"
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    training_units: dict[str, dict[str, Annotated[int, Field(ge=1)]]]  # fold -> site -> declared number of units
+    sampling_rate: Fraction
+    steps: Annotated[int, Field(ge=1)]  # of each site, over the whole training
+    reserve_steps: Annotated[int, Field(ge=0)]  # paid for beforehand, for steps that must be taken again
+    noise_multiplier: Positive | None = None  # z of the first plateau; None: calibrate when the run starts
+    noise_decay: NoiseDecay = NoiseDecay()
+    clipping: Clipping = Clipping()
+    patches_per_unit: Annotated[int, Field(ge=1)] = 2
+    oversample_foreground: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.33
+    optimizer: Optimizer = Optimizer()
+    trainable: Trainable = Trainable()
+    initial_weights: InitialWeights = InitialWeights()
+    rounds: Rounds = Rounds()
+    engine: Literal["auto", "loop"] = "auto"
+    noise_source: Literal["os_seeded"] = "os_seeded"
+    validation: Literal["private", "public"] = "private"
+    fingerprint: Literal["pooled", "dp", "public"] = "pooled"
+    seed: Annotated[int, Field(ge=0)] = 0  # everything but noise and draws
+    cohort_digest: str
+    plans_digest: str
+
+    @model_validator(mode="after")
+    def _delta_below_one_over_n(self) -> PrivacyPlan:
+        for fold, sites in self.training_units.items():
+            total = sum(sites.values())
+            if total and self.delta >= 1 / total:
+                raise ValueError(f"delta {self.delta:g} is not below 1/N = 1/{total} (training units of fold {fold})")
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        return self.clipping.method != "none"
+
+    def digest(self) -> str:
+        """sha256 of the content; part of every ledger, checkpoint and update."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def units_at(self, fold: str | int) -> dict[str, int]:
+        """Declared number of training units of each site in a fold."""
+        try:
+            return self.training_units[str(fold)]
+        except KeyError:
+            known = ", ".join(self.training_units)
+            raise InputError(
+                f"fold {fold} is not in the privacy plan (it has {known}); run `adpfl plan` again"
+            ) from None
+
+    def save(self, path: Path) -> None:
+        atomic_files.write_json(path, self.model_dump(mode="json"))
+
+
+def file_name(plans_name: str, configuration: str) -> str:
+    """Name of the privacy plan in nnUNet_preprocessed/DATASET."""
+    return f"{plans_name}__{configuration}.privacy.json"
+
+
+def load(path: Path) -> PrivacyPlan:
+    """Read and validate a privacy plan; InputError names the first field that is wrong."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: run `adpfl plan` for this data set and configuration first") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): mend it or run `adpfl plan` again") from None
+    return parse(content, str(path))
+
+
+def parse(content: object, origin: str = "privacy plan") -> PrivacyPlan:
+    try:
+        return PrivacyPlan.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "plan"
+        raise InputError(f"{origin}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def check_positive(**values: float) -> None:
+    """InputError for a number that is not finite and above zero; the message names the argument."""
+    for name, value in values.items():
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            raise InputError(f"{name} must be a finite number above 0, not {value}")
