@@ -71,8 +71,7 @@ class Ledger:
             recovered = {**announced, "event": "recovered", "torn": hash_chain.digest(ledger.content.torn)}
             ledger.append(recovered, round_index=0, attempt=0)
         elif pending is not None:
-            hash_chain.append(path, pending)  # the odometer has it already
-            ledger.content = hash_chain.read(path)
+            ledger._complete(pending)
         return ledger
 
     def append(self, event: Mapping[str, Any], *, round_index: int, attempt: int) -> None:
@@ -92,6 +91,15 @@ class Ledger:
             odometer.record(line, self.units_digest)
         hash_chain.append(self.path, line)
         self.content = ChainContent((*self.content.lines, line))
+
+    def _complete(self, pending: Line) -> None:
+        """Write a line that a crash left in some odometers only: to the other odometers, then to the ledger."""
+        for odometer in self.odometers:
+            known = odometer.last_line(self.run, self.site)
+            if known is None or known["hash"] != pending["hash"]:
+                odometer.record(pending, self.units_digest)
+        hash_chain.append(self.path, pending)
+        self.content = hash_chain.read(self.path)
 
     @property
     def head(self) -> str:

@@ -1,0 +1,105 @@
+"""A folder that appears as a whole or not at all: it is built under a hidden name beside its place, then renamed.
+
+A process that is killed leaves only the hidden folder; the next one that builds the same folder removes it (a lock
+tells the leavings of the dead from the work of the living).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nnunet_adpfl.errors import InputError
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside ``target``; on leaving without error it becomes ``target``.
+
+    A folder that stands at ``target`` is kept until the new one is complete. On any error the hidden folder is removed
+    and ``target`` is as before.
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file: give the name of a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leavings(target)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    lock = _try_lock(temporary)
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        temporary.chmod(0o777 & ~_umask())
+        _put_in_place(temporary, target)
+    finally:
+        if lock is not None:
+            os.close(lock)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    previous = _previous(target)
+    if target.exists():
+        os.replace(target, previous)
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        if previous.exists():
+            os.replace(previous, target)
+        raise
+    _fsync(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _clear_leavings(target: Path) -> None:
+    """Undo what a killed process left: its half-built folder goes, a folder caught in the middle of a swap comes back."""
+    previous = _previous(target)
+    if previous.exists() and not target.exists():
+        os.replace(previous, target)
+    shutil.rmtree(previous, ignore_errors=True)
+    for leaving in target.parent.iterdir():
+        if leaving.name.startswith(f".{target.name}.") and leaving.name.endswith(".tmp") and leaving.is_dir():
+            lock = _try_lock(leaving)
+            if lock is not None:
+                shutil.rmtree(leaving, ignore_errors=True)
+                os.close(lock)
+
+
+def _previous(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _try_lock(folder: Path) -> int | None:
+    """An exclusive lock that the system releases when the process ends, or None where somebody holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _flush_to_disk(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _fsync(Path(root) / name)
+        _fsync(Path(root))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,115 @@
+"""Medical Segmentation Decathlon folders (Task04_Hippocampus and the like) -> nnU-Net raw data set."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from nnunet_adpfl import progress
+from nnunet_adpfl.cohort import Cohort
+from nnunet_adpfl.dataset_conversion import nifti_case, raw_dataset, sites_table
+from nnunet_adpfl.dataset_conversion.raw_dataset import RawDataset, SourceCase, WrittenDataset
+from nnunet_adpfl.errors import InputError
+
+
+def convert(source: Path, number: int, *, sites: Path | None = None, name: str | None = None, overwrite: bool = False) -> WrittenDataset:
+    """Convert a Decathlon folder; 4D images become one file per channel, everything else is copied unchanged.
+
+    Args:
+        sites: table case -> site[, patient]. The Decathlon has one scan per patient, so without a patient column
+            each case is a patient. None: no cohort.json is written.
+        name: data set name; default: the folder's name without ``TaskNN_``.
+
+    Raises InputError for a folder, table or case that cannot be used; nothing is written then.
+    """
+    description = _read_description(source)
+    name = name or re.sub(r"^Task\d+_", "", source.resolve().name)
+    raw_dataset.target_folder(number, name)  # refuse a bad number or name before any file is read
+    labels = _labels(description, source)
+    channels = _channels(description, source)
+    cases = _cases(description, source)
+    _note_unused(source, cases)
+
+    def convert_case(case: SourceCase, images: Path, label_folder: Path) -> None:
+        image, label = nifti_case.read(case.image, "image"), nifti_case.read(case.label, "label")
+        nifti_case.check_same_grid(image, label)
+        nifti_case.check_labels(label, labels)
+        nifti_case.write_channels(image, case.name, len(channels), images)
+        nifti_case.write_unchanged(label, label_folder / f"{case.name}{nifti_case.ENDING}")
+
+    known = {key: description[key] for key in ("description", "reference", "licence", "release") if description.get(key)}
+    dataset_json = {"channel_names": channels, "labels": labels, "file_ending": nifti_case.ENDING, "name": name, **known}
+    return raw_dataset.write(
+        RawDataset(number, name, "msd", dataset_json, cases, _cohort(sites, cases), convert_case), overwrite=overwrite
+    )
+
+
+def _read_description(source: Path) -> dict[str, Any]:
+    path = source / "dataset.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{source} is no Decathlon folder: {path} cannot be read") from None
+    except ValueError as error:
+        raise InputError(f"{path} is no valid JSON ({error}): download it again") from None
+    for key, kind in (("modality", dict), ("labels", dict), ("training", list)):
+        if not isinstance(description, dict) or not isinstance(description.get(key), kind):
+            raise InputError(f"{path} has no {key!r} as the Decathlon has it: is {source} a Decathlon folder?")
+    return description
+
+
+def _labels(description: dict[str, Any], source: Path) -> dict[str, int]:
+    try:
+        labels = {str(name): int(value) for value, name in sorted(description["labels"].items(), key=lambda item: int(item[0]))}
+    except ValueError:
+        raise InputError(f"{source / 'dataset.json'}: the keys of 'labels' must be whole numbers") from None
+    if len(labels) != len(description["labels"]) or list(labels.values()) != list(range(len(labels))) or len(labels) < 2:
+        raise InputError(f"{source / 'dataset.json'}: 'labels' must be 0, 1, 2, ... without a gap, each with its own name")
+    return {"background": 0, **{name: value for name, value in labels.items() if value}}
+
+
+def _channels(description: dict[str, Any], source: Path) -> dict[str, str]:
+    channels = {str(key): str(value) for key, value in description["modality"].items()}
+    if not channels or sorted(channels) != sorted(map(str, range(len(channels)))):
+        raise InputError(f"{source / 'dataset.json'}: the keys of 'modality' must be 0, 1, 2, ... without a gap")
+    return dict(sorted(channels.items(), key=lambda item: int(item[0])))
+
+
+def _cases(description: dict[str, Any], source: Path) -> tuple[SourceCase, ...]:
+    cases: dict[str, SourceCase] = {}
+    for entry in description["training"]:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
+            raise InputError(f"{source / 'dataset.json'}: every entry of 'training' needs an image and a label, one has {entry!r:.80}")
+        image, label = source / entry["image"], source / entry["label"]
+        for path in (image, label):
+            if not path.resolve().is_relative_to(source.resolve()):
+                raise InputError(f"{source / 'dataset.json'}: {path.name} lies outside {source}")
+        if not re.search(r"\.nii(\.gz)?$", image.name) or not re.search(r"\.nii(\.gz)?$", label.name):
+            raise InputError(f"{source / 'dataset.json'}: {image.name} and {label.name} must be .nii.gz files")
+        if image.name.startswith("._"):
+            continue
+        name = re.sub(r"\.nii(\.gz)?$", "", image.name)
+        if name in cases:
+            raise InputError(f"{source / 'dataset.json'}: 'training' lists case {name} twice")
+        cases[name] = SourceCase(name, image, label)
+    if not cases:
+        raise InputError(f"{source / 'dataset.json'}: 'training' lists no case")
+    return tuple(cases.values())
+
+
+def _cohort(sites: Path | None, cases: tuple[SourceCase, ...]) -> Cohort | None:
+    if sites is None:
+        return None
+    return sites_table.cohort_from_rows(sites_table.read_sites_table(sites), [case.name for case in cases], "patient", sites)
+
+
+def _note_unused(source: Path, cases: tuple[SourceCase, ...]) -> None:
+    folder = source / "imagesTr"
+    on_disk = {path.name for path in folder.glob("*.nii*") if not path.name.startswith("._")} if folder.is_dir() else set()
+    unlisted = on_disk - {case.image.name for case in cases}
+    if unlisted:
+        progress.note(f"{len(unlisted)} images in imagesTr are not in dataset.json and are left out ({', '.join(sorted(unlisted)[:3])})")
+    if (source / "imagesTs").is_dir() and any((source / "imagesTs").iterdir()):
+        progress.note("imagesTs of the source is not used: it has no labels")

@@ -1,0 +1,225 @@
+"""nnU-Net's own network, loss, patch cropping and augmentation, taken from a trainer without starting a run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunet_adpfl.errors import InputError
+
+Target = torch.Tensor | list[torch.Tensor]
+Patches = tuple[torch.Tensor, Target]
+
+
+class PlannedTrainer(nnUNetTrainer):
+    """A trainer that can build what a plan describes, and nothing else: no folder, no log file, no training."""
+
+    def __init__(self, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], device: torch.device):
+        self.is_ddp = False
+        self.local_rank = 0
+        self.device = device
+        self.plans_manager = PlansManager(plans)
+        self.configuration_name = configuration
+        self.configuration_manager = configuration_of(self.plans_manager, configuration)
+        self.dataset_json = dataset_json
+        self.label_manager = self.plans_manager.get_label_manager(dataset_json)
+        self.enable_deep_supervision = True
+        self.is_cascaded = False
+        self.inference_allowed_mirroring_axes = None
+
+    def _do_i_compile(self) -> bool:
+        return False
+
+    def print_to_log_file(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def configuration_of(plans_manager: PlansManager, configuration: str) -> Any:
+    """nnU-Net's ConfigurationManager, or InputError naming the configurations that the plan has."""
+    if configuration not in plans_manager.plans["configurations"]:
+        known = ", ".join(plans_manager.available_configurations)
+        raise InputError(f"configuration {configuration!r} is not in {plans_manager.plans_name} (it has {known})")
+    return plans_manager.get_configuration(configuration)
+
+
+def check_supported(plans: dict[str, Any], configuration: str) -> None:
+    """Refuse what would let patients influence each other's gradients, or what is not built for it.
+
+    Raises InputError for cascades, for batch_dice and for networks with batch normalisation.
+    """
+    settings = configuration_of(PlansManager(plans), configuration)
+    if settings.previous_stage_name is not None:
+        raise InputError(
+            f"configuration {configuration} is a cascade, which has no privacy guarantee here: use 3d_fullres"
+        )
+    if settings.batch_dice:
+        raise InputError(
+            f"plans {plans['plans_name']}: batch_dice is true in {configuration}, which mixes patients in one loss; make "
+            "the plans with `adpfl plan`"
+        )
+    norm = str(settings.network_arch_init_kwargs.get("norm_op"))
+    if "BatchNorm" in norm:
+        raise InputError(f"plans {plans['plans_name']}: {norm} mixes patients; use a network with InstanceNorm")
+
+
+def build_network(trainer: nnUNetTrainer, seed: int) -> nn.Module:
+    """The network of the plan with random weights that depend on the seed alone, on the trainer's device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = trainer.build_network_architecture(
+            trainer.plans_manager,
+            trainer.configuration_manager,
+            determine_num_input_channels(
+                trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json
+            ),
+            trainer.label_manager.num_segmentation_heads,
+            trainer.enable_deep_supervision,
+        )
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        raise InputError("the network has batch normalisation, which mixes patients; use one with InstanceNorm")
+    if any(True for _ in network.buffers()):
+        raise InputError("the network has buffers that change during training; they would be outside the guarantee")
+    return network.to(trainer.device)
+
+
+def build_loss(trainer: nnUNetTrainer) -> Callable[..., torch.Tensor]:
+    """nnU-Net's loss with deep supervision; it averages over the patches of a batch, one unit's patches here."""
+    return trainer._build_loss()  # type: ignore[no-any-return]
+
+
+def random_batch(trainer: nnUNetTrainer, patches: int, generator: torch.Generator) -> Patches:
+    """Random numbers in the shape of a training batch: for probes and trials that must not see a patient."""
+    manager, size = trainer.label_manager, list(trainer.configuration_manager.patch_size)
+    channels = determine_num_input_channels(trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json)
+    data = torch.randn((patches, channels, *size), generator=generator)
+    scales = trainer._get_deep_supervision_scales() or [[1.0] * len(size)]
+    targets = []
+    for scale in scales:
+        shape = [max(1, round(s * f)) for s, f in zip(size, scale, strict=True)]
+        if manager.has_regions:
+            regions = len(manager.foreground_regions)
+            targets.append(torch.randint(0, 2, (patches, regions, *shape), generator=generator).bool())
+        else:
+            classes = len(manager.foreground_labels) + 1
+            targets.append(torch.randint(0, classes, (patches, 1, *shape), generator=generator).to(torch.int16))
+    return data.to(trainer.device), [target.to(trainer.device) for target in targets]
+
+
+class PatchSource:
+    """Crops and augments patches exactly as nnU-Net does, from chosen cases and a key instead of its own choice.
+
+    Args:
+        trainer: gives patch size, augmentation and label handling.
+        folder: preprocessed cases of the configuration.
+        patches_per_unit: K, number of patches of one unit and step.
+        oversample_foreground: probability of each patch to be centred on foreground, drawn for each patch alone.
+    """
+
+    def __init__(
+        self, trainer: nnUNetTrainer, folder: Path, patches_per_unit: int, oversample_foreground: float
+    ) -> None:
+        settings = trainer.configuration_manager
+        rotation, dummy_2d, initial_size, mirror_axes = (
+            trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        labels = trainer.label_manager
+        transforms = trainer.get_training_transforms(
+            settings.patch_size,
+            rotation,
+            trainer._get_deep_supervision_scales(),
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=settings.use_mask_for_norm,
+            is_cascaded=False,
+            foreground_labels=labels.foreground_labels,
+            regions=labels.foreground_regions if labels.has_regions else None,
+            ignore_label=labels.ignore_label,
+        )
+        _switch_off_benchmarks(transforms)
+        dataset = infer_dataset_class(str(folder))(str(folder))
+        self._loader = _ChosenCasesLoader(
+            _OneCaseCache(dataset),
+            patches_per_unit,
+            initial_size,
+            settings.patch_size,
+            labels,
+            oversample_foreground_percent=oversample_foreground,
+            probabilistic_oversampling=True,
+            transforms=transforms,
+        )
+
+    @property
+    def cases(self) -> set[str]:
+        return set(self._loader.indices)
+
+    def patches(self, cases: Sequence[str], key: bytes) -> Patches:
+        """K patches spread over a unit's cases: a function of the cases and the key alone.
+
+        Returns:
+            data (K, channels, *patch size) float32, and the segmentation or a list of it for deep supervision.
+        """
+        with _seeded(key):
+            turns = -(-self._loader.batch_size // len(cases))
+            order = np.random.permutation(len(cases)).tolist() * turns
+            self._loader.chosen = sorted(cases[index] for index in order[: self._loader.batch_size])
+            batch = self._loader.generate_train_batch()
+        return batch["data"], batch["target"]
+
+
+class _ChosenCasesLoader(nnUNetDataLoader):
+    chosen: Sequence[str] = ()
+
+    def get_indices(self) -> Sequence[str]:
+        return self.chosen
+
+
+class _OneCaseCache:
+    """Keeps the case read last, so that K patches of one case read it once."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self.identifiers = dataset.identifiers
+        self._last: tuple[str, Any] | None = None
+
+    def load_case(self, identifier: str) -> Any:
+        if self._last is None or self._last[0] != identifier:
+            self._last = (identifier, self._dataset.load_case(identifier))
+        return self._last[1]
+
+    def __len__(self) -> int:
+        return len(self.identifiers)
+
+
+def _switch_off_benchmarks(transforms: Any) -> None:
+    """The blur transform times two methods and keeps the faster one, which would make patches irreproducible."""
+    for transform in transforms.transforms:
+        inner = getattr(transform, "transform", transform)
+        if hasattr(inner, "benchmark"):
+            inner.benchmark = False
+
+
+@contextmanager
+def _seeded(key: bytes) -> Iterator[None]:
+    """All generators that nnU-Net's augmentation draws from, seeded by the key and restored afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    random.seed(key)
+    np.random.seed(np.frombuffer(key, dtype=np.uint32))
+    torch.random.default_generator.manual_seed(int.from_bytes(key[:8], "little") >> 1)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])

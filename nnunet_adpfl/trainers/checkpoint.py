@@ -1,0 +1,110 @@
+"""Checkpoints in nnU-Net's format: its predictor loads them; nothing in them but plain tensors, numbers and text.
+
+nnU-Net's own keys are present; those that would hold losses or case ids are empty. The key ``adpfl`` holds what a
+private run needs to go on: step, clip norm, weights before averaging, head of each ledger, hash of the privacy plan.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_adpfl import atomic_files
+from nnunet_adpfl.errors import InputError, PrivacyRefusedError
+
+FINAL = "checkpoint_final.pth"
+LATEST = "checkpoint_latest.pth"
+Checkpoint = dict[str, Any]
+
+
+def make(
+    network: nn.Module,
+    *,
+    init_args: Mapping[str, Any],
+    trainer_name: str,
+    mirroring_axes: tuple[int, ...] | None,
+    optimizer_state: Mapping[str, Any],
+    epoch: int,
+    adpfl: Mapping[str, Any],
+) -> Checkpoint:
+    """The content of a checkpoint file; ``adpfl`` is described in the module's docstring."""
+    return {
+        "network_weights": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
+        "optimizer_state": dict(optimizer_state),
+        "grad_scaler_state": None,
+        "logging": {},
+        "_best_ema": None,
+        "current_epoch": epoch,
+        "init_args": {**init_args, "device": str(init_args.get("device", "cpu"))},
+        "trainer_name": trainer_name,
+        "inference_allowed_mirroring_axes": mirroring_axes,
+        "adpfl": dict(adpfl),
+    }
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write atomically: on a full disk the previous checkpoint stays readable."""
+    with atomic_files.replacing(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint without executing anything in it, onto the CPU.
+
+    Raises InputError when it is missing or damaged.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise InputError(f"{path} cannot be read as a checkpoint of plain tensors ({reason})") from None
+    if not isinstance(content, dict) or "network_weights" not in content:
+        raise InputError(f"{path} is not an nnU-Net checkpoint: it has no network_weights")
+    return content
+
+
+def private_state(checkpoint: Checkpoint, path: Path, plan_hash: str) -> dict[str, Any]:
+    """The ``adpfl`` part, checked against the privacy plan of the run.
+
+    Raises PrivacyRefusedError when the checkpoint is not one of this plugin or of another privacy plan.
+    """
+    state = checkpoint.get("adpfl")
+    if not isinstance(state, dict):
+        raise PrivacyRefusedError(f"{path} was not written by an nnunet_adpfl trainer; it cannot be continued privately")
+    if state.get("plan_hash") != plan_hash:
+        raise PrivacyRefusedError(f"{path} belongs to another privacy plan; restore the plan of that run")
+    return state
+
+
+def newest(run: Path) -> Path | None:
+    """The checkpoint to go on from: the final one, else the latest one, else None."""
+    return next((run / name for name in (FINAL, LATEST) if (run / name).is_file()), None)
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Put weights into a network after checking names, shapes, dtypes and finiteness (rule 15)."""
+    wanted = network.state_dict()
+    if set(weights) != set(wanted):
+        odd = sorted(set(weights) ^ set(wanted))[0]
+        raise InputError(f"{origin}: its tensors do not fit the network of the plan (first difference: {odd})")
+    check_tensors(weights, wanted, origin)
+    network.load_state_dict(dict(weights))
+
+
+def check_tensors(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], origin: str) -> None:
+    """InputError unless every tensor has the name, shape and dtype of ``wanted`` and is finite."""
+    for name, value in tensors.items():
+        if name not in wanted:
+            raise InputError(f"{origin}: tensor {name} is not part of the network of the plan")
+        like = wanted[name]
+        if not isinstance(value, torch.Tensor) or value.shape != like.shape or value.dtype != like.dtype:
+            raise InputError(f"{origin}: tensor {name} has not the shape and type of the network of the plan")
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"{origin}: tensor {name} holds values that are not finite")

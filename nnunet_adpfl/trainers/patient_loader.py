@@ -1,0 +1,126 @@
+"""Feeds the gradient engine: the patches of the units that were drawn, in the order of the draw, by worker processes.
+
+The main process decides who is drawn; workers only crop and augment. A patch depends on the unit's cases and on its
+key, never on which worker made it or on who else was drawn (design section 5, rule 3).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nnunet_adpfl.errors import AdpflError, InputError
+from nnunet_adpfl.nnunet_compat.training import Patches, PatchSource
+from nnunet_adpfl.privacy.gradients.interface import UnitPatches
+
+DEFAULT_WORKERS = 2
+WORKERS_VARIABLE = "nnUNet_n_proc_DA"
+
+
+@dataclass(frozen=True)
+class UnitRequest:
+    """One drawn unit of one step: its cases and the key of its patches."""
+
+    cases: tuple[str, ...]
+    key: bytes
+
+
+class PatientLoader:
+    """One pool of workers for a whole run, whichever site's units are asked for.
+
+    Args:
+        source: cuts the patches.
+        device: where the patches go.
+        workers: number of processes; 0 loads in this process. Default: nnU-Net's nnUNet_n_proc_DA, else 2.
+    """
+
+    def __init__(self, source: PatchSource, device: torch.device, workers: int | None = None) -> None:
+        self._device = device
+        self._queue = _Queue()
+        count = default_workers() if workers is None else workers
+        options: dict[str, Any] = {}
+        if count > 0:
+            context = multiprocessing.get_context("fork" if device.type == "cpu" else "forkserver")
+            options = {"multiprocessing_context": context, "persistent_workers": True, "prefetch_factor": 2}
+        self._loader: DataLoader[Patches] = DataLoader(
+            _UnitPatchSet(source),
+            batch_size=None,
+            sampler=self._queue,
+            num_workers=count,
+            worker_init_fn=_one_thread,
+            pin_memory=device.type == "cuda",
+            **options,
+        )
+
+    def stream(self, requests: Sequence[UnitRequest]) -> Iterator[UnitPatches]:
+        """Patches of every request, in order. The caller reads them all, or the rest is dropped.
+
+        Raises AdpflError when a case cannot be read: the run stops, nobody is drawn in its place.
+        """
+        self._queue.requests = list(requests)
+        if not requests:
+            return
+        for data, target in self._loader:
+            if isinstance(data, str):
+                raise AdpflError(data)
+            yield UnitPatches(self._moved(data), self._moved_target(target))
+
+    def close(self) -> None:
+        """Stop the workers."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+            self._loader._iterator = None
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+    def _moved_target(self, target: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+        return [self._moved(part) for part in target] if isinstance(target, list) else self._moved(target)
+
+
+def default_workers() -> int:
+    """nnU-Net's variable for its augmentation processes, or two."""
+    text = os.environ.get(WORKERS_VARIABLE)
+    if text is None:
+        return min(DEFAULT_WORKERS, os.cpu_count() or 1)
+    if not text.isdigit():
+        raise InputError(f"the environment variable {WORKERS_VARIABLE} must be a whole number, not {text!r}")
+    return int(text)
+
+
+class _UnitPatchSet(Dataset[Any]):
+    def __init__(self, source: PatchSource) -> None:
+        self._source = source
+
+    def __getitem__(self, request: UnitRequest) -> Any:
+        try:
+            return self._source.patches(request.cases, request.key)
+        except Exception as error:
+            # A worker's exception would lose its sentence in a traceback of processes; strings travel intact.
+            return _reason(request, error), []
+
+
+class _Queue(Sampler[UnitRequest]):
+    def __init__(self) -> None:
+        self.requests: Iterable[UnitRequest] = ()
+
+    def __iter__(self) -> Iterator[UnitRequest]:
+        return iter(self.requests)
+
+
+def _reason(request: UnitRequest, error: Exception) -> str:
+    return (
+        f"a preprocessed case among {', '.join(request.cases)} cannot be read ({type(error).__name__}: {error}); "
+        "preprocess it again with `adpfl plan`"
+    )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

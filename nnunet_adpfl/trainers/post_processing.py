@@ -1,0 +1,49 @@
+"""What is done to the noisy update before it changes the weights. All of it is post-processing, so free of privacy cost."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from nnunet_adpfl.privacy.plan import Optimizer
+
+POLY_EXPONENT = 0.9  # nnU-Net's
+
+
+def learning_rate_at(settings: Optimizer, step: int, steps: int) -> float:
+    """Learning rate of a step (0-based) of ``steps``; polynomial decay as in nnU-Net, or constant."""
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * (1 - min(step, steps - 1) / steps) ** POLY_EXPONENT
+
+
+def make_optimizer(settings: Optimizer, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of the privacy plan. Weight decay is added to the noisy gradient, after clip and noise."""
+    parameters = list(trained.values())
+    if settings.name == "adam":
+        return torch.optim.AdamW(
+            parameters, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def keep_largest_(gradient: dict[str, torch.Tensor], fraction: float) -> None:
+    """Sparsify a noisy update in place: keep this share of all coordinates, those of largest magnitude."""
+    if fraction >= 1:
+        return
+    magnitudes = torch.cat([tensor.abs().flatten() for tensor in gradient.values()])
+    kept = max(1, round(fraction * magnitudes.numel()))
+    threshold = torch.kthvalue(magnitudes, magnitudes.numel() - kept + 1).values
+    for tensor in gradient.values():
+        tensor.masked_fill_(tensor.abs() < threshold, 0.0)
+
+
+def average_decay(decay: float, updates: int) -> float:
+    """Decay of an exponential moving average at its ``updates``-th update: a plain mean first, so no start-up bias."""
+    return min(decay, updates / (updates + 1))

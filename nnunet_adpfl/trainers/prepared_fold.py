@@ -1,0 +1,135 @@
+"""Everything that a run reads before its first step, checked: plans, privacy plan, cohort, splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_adpfl import cohort as cohorts
+from nnunet_adpfl import folds
+from nnunet_adpfl.cohort import Cohort
+from nnunet_adpfl.errors import InputError, PrivacyRefusedError
+from nnunet_adpfl.folds import Fold
+from nnunet_adpfl.nnunet_compat.training import check_supported
+from nnunet_adpfl.privacy import mechanism
+from nnunet_adpfl.privacy import plan as privacy_plans
+from nnunet_adpfl.privacy.plan import Clipping, NoiseDecay, PrivacyPlan
+
+TRAINERS = ("nnUNetTrainerNP", "nnUNetTrainerDP", "nnUNetTrainerADP")
+
+
+@dataclass(frozen=True)
+class PreparedFold:
+    """One fold of one configuration, ready to train.
+
+    Attributes:
+        preprocessed: nnUNet_preprocessed/DATASET.
+        plans: nnU-Net's plan.
+        plan: the privacy plan as this trainer uses it, noise calibrated.
+        cohort: case -> unit, site.
+        fold: training and validation cases.
+    """
+
+    preprocessed: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    configuration: str
+    plan: PrivacyPlan
+    cohort: Cohort
+    fold: Fold
+
+    @property
+    def sites(self) -> list[str]:
+        """Sites that have units to train with."""
+        return sorted(self.plan.units_at(self.fold.name))
+
+    def cases_by_unit(self, site: str | None = None) -> dict[str, list[str]]:
+        """Training unit -> its cases, of one site or of all."""
+        return self.cohort.cases_by_unit(site, set(self.fold.train))
+
+    @property
+    def data_folder(self) -> Path:
+        return self.preprocessed / str(self.plans["configurations"][self.configuration]["data_identifier"])
+
+
+def load(
+    preprocessed: Path,
+    plans_name: str,
+    configuration: str,
+    fold: str | int,
+    trainer: str,
+    *,
+    local_steps: int | None = None,
+) -> PreparedFold:
+    """Read and check all of it.
+
+    Raises InputError or PrivacyRefusedError: unknown plans, configuration or fold; a privacy plan that is missing or was
+    made for another cohort, plan or number of units; a unit on both sides of a fold.
+    """
+    plans = _read_json(preprocessed / f"{plans_name}.json", "run `adpfl plan` for this data set")
+    dataset_json = _read_json(preprocessed / "dataset.json", "run `adpfl plan` for this data set")
+    check_supported(plans, configuration)
+    declared = privacy_plans.load(preprocessed / privacy_plans.file_name(plans_name, configuration))
+    cohort = cohorts.load(preprocessed)
+    chosen = folds.make_fold(folds.load_splits(preprocessed, cohort), cohort, fold)
+    _check_belongs(declared, plans, cohort, chosen, preprocessed)
+    plan = mechanism.calibrated(variant(declared, trainer, local_steps))
+    return PreparedFold(preprocessed, plans, dataset_json, configuration, plan, cohort, chosen)
+
+
+def variant(plan: PrivacyPlan, trainer: str, local_steps: int | None = None) -> PrivacyPlan:
+    """The privacy plan as a trainer uses it: DP clips at a fixed norm with constant noise, NP does neither."""
+    if trainer not in TRAINERS:
+        raise InputError(f"trainer {trainer!r} is unknown; use one of {', '.join(TRAINERS)}")
+    changes: dict[str, Any] = {}
+    if trainer == "nnUNetTrainerDP":
+        fixed = plan.clipping.model_copy(update={"method": "fixed"})
+        changes = {"clipping": fixed, "noise_decay": NoiseDecay(), "noise_multiplier": None}
+    elif trainer == "nnUNetTrainerNP":
+        changes = {"clipping": Clipping(method="none"), "noise_decay": NoiseDecay(), "noise_multiplier": None}
+    if local_steps is not None:
+        changes["rounds"] = plan.rounds.model_copy(update={"local_steps": local_steps})
+    return plan.model_copy(update=changes)
+
+
+def plans_digest(plans: dict[str, Any]) -> str:
+    """sha256 of an nnU-Net plan's content."""
+    content = {key: value for key, value in plans.items() if key != "continue_training"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_belongs(plan: PrivacyPlan, plans: dict[str, Any], cohort: Cohort, fold: Fold, folder: Path) -> None:
+    if cohort.digest() != plan.cohort_digest:
+        raise PrivacyRefusedError(
+            f"{folder / cohorts.FILE_NAME} is not the cohort that the privacy plan was made for: run `adpfl plan` again"
+        )
+    if plans_digest(plans) != plan.plans_digest:
+        raise PrivacyRefusedError(
+            f"{plans['plans_name']}.json was changed after the privacy plan was made from it: run `adpfl plan` again"
+        )
+    declared, found = plan.units_at(fold.name), folds.training_units(cohort, fold)
+    without = sorted(set(declared) - set(found)) or sorted(set(cohort.sites) - set(found))
+    if without:
+        raise InputError(f"site {without[0]} has no training {plan.unit} in fold {fold.name}; leave it out of the cohort")
+    if declared != found:
+        raise PrivacyRefusedError(
+            f"the splits have {found} training units in fold {fold.name}, the privacy plan declares {declared}: run "
+            "`adpfl plan` again"
+        )
+    if plan.unit != cohort.unit_kind:
+        raise PrivacyRefusedError(f"the privacy plan protects a {plan.unit}, the cohort knows {cohort.unit_kind}s")
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): {remedy}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object: {remedy}")
+    return content

@@ -1,0 +1,87 @@
+"""Opens the ledger of a run for one group of units, and ties it to the odometers of the sites they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_adpfl.errors import PrivacyRefusedError
+from nnunet_adpfl.privacy import ledger as ledgers
+from nnunet_adpfl.privacy import odometer as odometers
+from nnunet_adpfl.privacy.ledger import Ledger
+from nnunet_adpfl.privacy.mechanism import Mechanism
+from nnunet_adpfl.privacy.odometer import Odometer
+from nnunet_adpfl.privacy.plan import PrivacyPlan
+
+
+def odometer_of(preprocessed: Path, site: str) -> Odometer:
+    """The odometer of a site's patients: nnUNet_preprocessed/DATASET/sites/SITE."""
+    return Odometer(preprocessed / "sites" / site / odometers.FILE_NAME)
+
+
+def open_ledger(
+    path: Path,
+    *,
+    run: str,
+    site: str,
+    units: Sequence[str],
+    site_odometers: Sequence[Odometer],
+    mechanism: Mechanism,
+    block_steps: int,
+    checkpoint_head: str | None,
+) -> Ledger:
+    """Resume the run's ledger, or start it where the run has not spent anything yet.
+
+    Args:
+        checkpoint_head: ledger head in the checkpoint that training goes on from; None before the first block.
+
+    Raises PrivacyRefusedError when the ledger is missing, damaged, shorter than recorded, or without its checkpoint.
+    """
+    digest = ledgers.units_digest(units)
+    if not path.exists() and checkpoint_head is None and not _has_spent(site_odometers, run, site):
+        first = _first_line(mechanism.plan, digest, mechanism, block_steps)
+        ledger = Ledger.start(path, run, site, site_odometers, first)
+    else:
+        ledger = Ledger.resume(path, run, site, digest, site_odometers)
+    if checkpoint_head is not None:
+        ledger.check_contains(checkpoint_head, "the checkpoint")
+    _note_releases_without_guarantee(ledger, mechanism.plan)
+    return ledger
+
+
+def next_attempt(ledger: Ledger, round_index: int) -> int:
+    """Number of this attempt at a round: a round that the ledger paid for before was interrupted."""
+    paid = [line["attempt"] for line in ledger.events() if line.get("round") == round_index]
+    return max(paid, default=-1) + 1
+
+
+def _has_spent(site_odometers: Sequence[Odometer], run: str, site: str) -> bool:
+    lines = [odometer.last_line(run, site) for odometer in site_odometers]
+    return any(line is not None and line["event"] != "start" for line in lines)
+
+
+def _first_line(plan: PrivacyPlan, digest: str, mechanism: Mechanism, block_steps: int) -> dict[str, Any]:
+    return {
+        "composition": "declared",
+        "unit": plan.unit,
+        "adjacency": plan.adjacency,
+        "delta": plan.delta,
+        "target_epsilon": plan.epsilon if plan.is_private else None,
+        "plan_hash": plan.digest(),
+        "units_digest": digest,
+        "largest_block": mechanism.largest_block(block_steps) if plan.is_private else None,
+    }
+
+
+def _note_releases_without_guarantee(ledger: Ledger, plan: PrivacyPlan) -> None:
+    """Non-private training, and a plan made from exact sums over patients, are said in the ledger itself."""
+    scopes = {line.get("scope") for line in ledger.content.lines if line["event"] == "non_private"}
+    if plan.fingerprint == "pooled" and "plan" not in scopes:
+        reason = "nnU-Net plan made from a pooled fingerprint without noise"
+        ledger.append({"event": "non_private", "scope": "plan", "reason": reason}, round_index=0, attempt=0)
+    if not plan.is_private and "training" not in scopes:
+        reason = "trained without clipping and noise"
+        ledger.append({"event": "non_private", "scope": "training", "reason": reason}, round_index=0, attempt=0)
+    if plan.fingerprint == "dp":
+        raise PrivacyRefusedError("privacy plan: fingerprint dp is not available in this version; use pooled or public")
