@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 import typer
 
+from nnunet_adpfl.cli import plan, privacy, train
 from nnunet_adpfl.errors import AdpflError
 
-GROUPS = ()
+GROUPS: tuple[ModuleType, ...] = (
+    plan,
+    train,
+    privacy,
+)
 
 app = typer.Typer(
     name="adpfl",

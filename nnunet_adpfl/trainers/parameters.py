@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ def _biases_before_instance_norm(network: nn.Module) -> Iterator[str]:
         if not isinstance(module, nn.Sequential):
             continue
         steps = list(module)
-        for first, second in zip(steps, steps[1:], strict=False):
+        for first, second in pairwise(steps):
             if isinstance(first, nn.modules.conv._ConvNd) and isinstance(
                 second, nn.modules.instancenorm._InstanceNorm
             ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,6 +28,7 @@ class BlockOutcome:
         expected_units: q times the declared N, summed over the steps.
         losses: PRIVATE, for the site's own log: loss of each drawn unit.
         non_finite: PRIVATE: how many units contributed nothing because they were not finite.
+        seconds: PRIVATE: wall time, which shows how many were drawn.
     """
 
     noisy_count: float | None
@@ -34,6 +36,7 @@ class BlockOutcome:
     expected_units: float
     losses: list[float] = field(default_factory=list)
     non_finite: int = 0
+    seconds: float = 0.0
 
     @property
     def mean_loss(self) -> float | None:
@@ -78,6 +81,7 @@ class PrivateTraining:
         clip_norm: float,
     ) -> BlockOutcome:
         """Take ``steps`` steps with one clip norm; the ledger has paid for them (``permit``)."""
+        began = time.monotonic()
         mechanism, units = self.mechanism, sorted(cases_by_unit)
         block = range(first_step, first_step + steps)
         drawn = [mechanism.draw(units, site, step, self._randomness) for step in block]
@@ -98,6 +102,7 @@ class PrivateTraining:
             self._apply(update, step)
             _note_count(outcome, update, mechanism.expected_units(site))
         next(patches, None)  # lets the loader finish its pass, so that its workers stay for the next block
+        outcome.seconds = time.monotonic() - began
         return outcome
 
     def _apply(self, update: NoisyUpdate, step: int) -> None:

@@ -78,7 +78,7 @@ def check_same_kind(folder: Path, kind: str, plan_hash: str) -> RunManifest:
 
 def check_unused(folder: Path) -> None:
     """Refuse to start where a run lies already: its ledger must not be forgotten, its results must not be lost."""
-    traces = [FILE_NAME, ledger.FILE_NAME, "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"]
+    traces = [ledger.FILE_NAME, "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"]
     found = next((name for name in traces if (folder / name).exists()), None)
     if found is None:
         found = next((str(path.relative_to(folder)) for path in folder.glob(f"sites/*/{ledger.FILE_NAME}")), None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_adpfl import atomic_files
 from nnunet_adpfl.errors import PrivacyRefusedError
 from nnunet_adpfl.privacy import ledger as ledgers
 from nnunet_adpfl.privacy import odometer as odometers
@@ -13,6 +15,9 @@ from nnunet_adpfl.privacy.ledger import Ledger
 from nnunet_adpfl.privacy.mechanism import Mechanism
 from nnunet_adpfl.privacy.odometer import Odometer
 from nnunet_adpfl.privacy.plan import PrivacyPlan
+from nnunet_adpfl.trainers.private_training import BlockOutcome
+
+LOCAL_LOG_FILE_NAME = "local_log.jsonl"
 
 
 def odometer_of(preprocessed: Path, site: str) -> Odometer:
@@ -54,6 +59,17 @@ def next_attempt(ledger: Ledger, round_index: int) -> int:
     """Number of this attempt at a round: a round that the ledger paid for before was interrupted."""
     paid = [line["attempt"] for line in ledger.events() if line.get("round") == round_index]
     return max(paid, default=-1) + 1
+
+
+def append_local_log(folder: Path, round_index: int, outcome: BlockOutcome) -> None:
+    """Losses and times of one block: exact figures about patients, for the site's own eyes; never released."""
+    record = {
+        "round": round_index,
+        "mean_loss": outcome.mean_loss,
+        "non_finite": outcome.non_finite,
+        "seconds": round(outcome.seconds, 3),
+    }
+    atomic_files.append_line(folder / LOCAL_LOG_FILE_NAME, json.dumps(record, allow_nan=False))
 
 
 def _has_spent(site_odometers: Sequence[Odometer], run: str, site: str) -> bool:

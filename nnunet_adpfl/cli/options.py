@@ -1,0 +1,89 @@
+"""Options that several commands share, written once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nnunet_adpfl.errors import InputError
+
+if TYPE_CHECKING:
+    from nnunet_adpfl.federation.privacy_planning import PrivacyChoices
+
+Dataset = Annotated[str, typer.Argument(help="Number or name of the data set, as in nnU-Net.")]
+Configuration = Annotated[str, typer.Argument(help="nnU-Net configuration: 2d, 3d_fullres, ...")]
+FoldName = Annotated[str, typer.Argument(help="0 to 4, or all.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON alone to standard output.")]
+Trainer = Annotated[str, typer.Option("-tr", help="nnUNetTrainerADP, nnUNetTrainerDP or nnUNetTrainerNP.")]
+Plans = Annotated[str, typer.Option("-p", help="Name of nnU-Net's plans.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or mps; by default cuda where there is one.")]
+
+Fingerprint = Annotated[
+    str, typer.Option(help="pooled (sums over all patients, outside the guarantee) or public:PLANS.json.")
+]
+Planner = Annotated[str, typer.Option(help="Any planner of nnU-Net: ExperimentPlanner, nnUNetPlannerResEncM, ...")]
+BaseFeatures = Annotated[
+    int | None, typer.Option(help="Features of the first stage; the plans then have their own name, nnUNetPlans_f8.")
+]
+SmallSites = Annotated[str, typer.Option(help="Sites too small to split: refuse, or pool them as other.")]
+
+Epsilon = Annotated[float | None, typer.Option(help="Target epsilon of each site's patients. Default 8.")]
+Delta = Annotated[float | None, typer.Option(help="Target delta, below 1/N. Default: power of ten below 1/(10 N).")]
+Steps = Annotated[int | None, typer.Option(help="Steps of each site over the whole training. Default 200.")]
+ReserveSteps = Annotated[int | None, typer.Option(help="Paid for beforehand, for rounds that are interrupted.")]
+SamplingRate = Annotated[float | None, typer.Option(help="q, chance of each patient to be drawn in a step. Default 0.25.")]
+PatchesPerPatient = Annotated[int | None, typer.Option(help="K, patches of a drawn patient. Default 2.")]
+LocalSteps = Annotated[int | None, typer.Option(help="S, steps of a site between two averages. Default 5.")]
+Validation = Annotated[str | None, typer.Option(help="Are validation patients private or public? Default private.")]
+Seed = Annotated[int | None, typer.Option(help="Fixes all but noise and draws. Default 0.")]
+InitialWeights = Annotated[
+    Path | None, typer.Option(help="Checkpoint to start from; you declare it public, its sha256 goes into the plan.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other field of the privacy plan, e.g. clipping.method=auto_s (docs/privacy_plan.md)."),
+]
+
+
+def privacy_choices(**values: Any) -> PrivacyChoices:
+    """Options -> choices for the privacy plan; ``settings`` are ``section.field=value`` texts."""
+    from nnunet_adpfl.federation.privacy_planning import PrivacyChoices
+
+    sections = _sections(values.pop("settings") or [])
+    local_steps = values.pop("local_steps")
+    if local_steps is not None:
+        sections.setdefault("rounds", {})["local_steps"] = local_steps
+    return PrivacyChoices(**values, sections=sections)
+
+
+def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
+    sections: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        path, separator, value = text.partition("=")
+        section, dot, field = path.partition(".")
+        if not (separator and dot and section and field):
+            raise InputError(f"--set {text!r}: write SECTION.FIELD=VALUE, for example clipping.method=auto_s")
+        sections.setdefault(section, {})[field] = _value(value)
+    return sections
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def default_device() -> str:
+    """cuda where torch can use one, else cpu."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def print_json(value: Any) -> None:
+    """The one thing that goes to standard output of a ``--json`` command."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -1,0 +1,72 @@
+"""``adpfl privacy``: what was spent, recomputed from the ledgers; ``adpfl export``: what may leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nnunet_adpfl.cli import options as opt
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(privacy)
+    app.command()(export)
+
+
+def privacy(
+    run: Annotated[Path, typer.Argument(help="A run's fold folder, or one ledger file.")],
+    as_json: opt.Json = False,
+) -> None:
+    """Say what epsilon was spent at every site and over all, recomputed from the privacy ledgers.
+
+    Example: adpfl privacy $nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerADP__nnUNetPlans__3d_fullres/fold_0
+    """
+    from nnunet_adpfl.privacy.summary import summarise
+
+    summary = summarise(run)
+    if as_json:
+        opt.print_json(summary)
+    else:
+        tell(summary)
+
+
+def tell(summary: dict[str, Any]) -> None:
+    """The statement in words and a table of sites."""
+    from rich.console import Console
+    from rich.table import Table
+
+    epsilon = summary["epsilon"]
+    if epsilon is None:
+        typer.echo("No privacy guarantee: training was not private (epsilon is not defined).")
+    else:
+        typer.echo(f"Each {summary['unit']} is protected with epsilon {epsilon:.4f} at delta {summary['delta']:g}.")
+    typer.echo(f"Neighbouring data sets: one {summary['unit']}'s record replaced by nothing ({summary['adjacency']}).")
+    typer.echo(f"Sampler: {summary['sampler']}. Noise: {summary['noise']}. Accountant: {summary['accountant']}.")
+    typer.echo(f"Guarantee: {summary['guarantee']}. Not covered:")
+    for item in summary["not_covered"]:
+        typer.echo(f"  - {item}")
+    table = Table("site", "steps", "epsilon (PLD)", "epsilon (PRV)", "target")
+    for name, site in summary["sites"].items():
+        figures = (site["epsilon"], site["epsilon_prv"], site["target_epsilon"])
+        table.add_row(name, str(site["steps"]), *("-" if value is None else f"{value:.4f}" for value in figures))
+    Console(width=100).print(table)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run's fold folder.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the release.")],
+    as_json: opt.Json = False,
+) -> None:
+    """Write a release: weights, plans, privacy statement and ledger, and a zip that stock nnU-Net installs.
+
+    Example: adpfl export RUN release && nnUNetv2_install_pretrained_model_from_zip release/Dataset004_Hippocampus.zip
+    """
+    from nnunet_adpfl.trainers.release import export_run
+
+    written = export_run(run, out)
+    if as_json:
+        opt.print_json(written)
+    else:
+        typer.echo(f"{written['zip']} (epsilon {written['epsilon']}, guarantee {written['guarantee']})")

@@ -1,0 +1,171 @@
+"""The server's side of a federated run: tasks out, updates averaged, clip norm adapted, checkpoint after every round."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from nnunet_adpfl.errors import AdpflError, PrivacyRefusedError
+from nnunet_adpfl.federation import aggregation
+from nnunet_adpfl.federation.aggregation import Average
+from nnunet_adpfl.federation.engines.interface import RoundEngine
+from nnunet_adpfl.federation.messages import RoundTask, SiteFailure, SiteUpdate, Weights
+from nnunet_adpfl.privacy import mechanism as mechanisms
+from nnunet_adpfl.progress import note, track
+from nnunet_adpfl.trainers import checkpoint as checkpoints
+from nnunet_adpfl.trainers import post_processing
+from nnunet_adpfl.trainers.private_model import PrivateModel
+from nnunet_adpfl.trainers.run_folder import RunFolder
+from nnunet_adpfl.trainers.run_state import RunState
+
+ATTEMPTS_PER_ROUND = 2  # a round with a failed site is repeated once, then the run stops with its checkpoint
+
+
+class FederatedRun:
+    """All rounds of a run, from any checkpoint on.
+
+    Args:
+        folder: where the run lies.
+        model: gives the global network its shape and its starting weights.
+        engine: carries tasks and updates.
+        state: where to go on from.
+        mirroring_axes: of nnU-Net's augmentation; the predictor reads them from the checkpoint.
+        rounds: stop after this many rounds in all; default: all steps of the plan.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        model: PrivateModel,
+        engine: RoundEngine,
+        state: RunState,
+        *,
+        mirroring_axes: tuple[int, ...] | None,
+        rounds: int | None = None,
+    ) -> None:
+        plan = folder.prepared.plan
+        self.state = state
+        self._folder = folder
+        self._model = model
+        self._engine = engine
+        self._mirroring_axes = mirroring_axes
+        self._mechanism = mechanisms.make(plan, folder.prepared.fold.name)
+        planned = -(-plan.steps // plan.rounds.local_steps)
+        self._rounds = planned if rounds is None else min(rounds, planned)
+        units = plan.units_at(folder.prepared.fold.name)
+        self._shares = aggregation.declared_shares(units, plan.rounds.weights)
+        self._global = _as_arrays(dict(model.network.state_dict()))
+        self._average: Weights | None = None
+        if plan.optimizer.ema_decay:
+            self._average = self._trained_part(self._global)
+
+    def restore(self, content: checkpoints.Checkpoint) -> None:
+        """Global weights (and their average) of the checkpoint that `state` came with."""
+        weights = content["network_weights"]
+        origin = "the checkpoint"
+        checkpoints.load_weights(self._model.network, {**weights, **(self.state.raw_weights or {})}, origin)
+        self._global = _as_arrays(dict(self._model.network.state_dict()))
+        if self._average is not None:
+            self._average = self._trained_part(_as_arrays(weights))
+        self._folder.rewind_rounds(self.state.round)
+
+    def save(self) -> None:
+        """Checkpoint of the state between two rounds."""
+        network = self._model.network
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in self._global.items()})
+        average = {name: torch.from_numpy(value) for name, value in (self._average or {}).items()}
+        if self._average is not None and not self.state.finished:
+            self.state.raw_weights = {name: p.detach() for name, p in self._model.trained.items()}
+        self._folder.save_checkpoint(network, self.state, mirroring_axes=self._mirroring_axes, average=average)
+
+    def train(self) -> None:
+        """Take all remaining rounds. A spent budget ends the run early; everything reached is kept."""
+        state = self.state
+        for _ in track(range(state.round, self._rounds), "rounds"):
+            average = self._collect_round()
+            if average is None:
+                break
+            self._finish_round(average)
+            self.save()
+        state.finished = True
+        state.raw_weights = None
+        self.save()
+
+    def _collect_round(self) -> Average | None:
+        """All sites' updates of one round, averaged; None when a site's budget is spent."""
+        failures: list[SiteFailure] = []
+        for attempt in range(ATTEMPTS_PER_ROUND):
+            average = Average(self._shares, self._trained_part(self._global))
+            answers = self._engine.collect({site: self._task(site) for site in self._shares})
+            failures = [failure for failure in (self._take(answer, average) for answer in answers) if failure]
+            if not failures:
+                return average
+            for failure in failures:
+                note(f"round {self.state.round}, site {failure.site}: {failure.reason}")
+            if any(failure.refused for failure in failures):
+                raise PrivacyRefusedError(next(failure.reason for failure in failures if failure.refused))
+            if any(failure.budget_spent for failure in failures):
+                note("the privacy budget is spent: the run ends here and keeps its weights")
+                return None
+            if attempt + 1 < ATTEMPTS_PER_ROUND:
+                note(f"round {self.state.round} is repeated; sites that had finished send their update again, free")
+        raise AdpflError(
+            f"round {self.state.round} failed twice at site {failures[0].site} ({failures[0].reason}); the checkpoint of "
+            "the last full round is kept: mend the site and go on with --continue"
+        )
+
+    def _take(self, answer: SiteUpdate | SiteFailure, average: Average) -> SiteFailure | None:
+        if isinstance(answer, SiteFailure):
+            return answer
+        try:
+            if answer.run != self.state.run or answer.round != self.state.round:
+                raise AdpflError(f"the update is of round {answer.round} of run {answer.run}, not of this round")
+            average.add(answer)
+        except AdpflError as error:
+            return SiteFailure(answer.site, str(error))
+        self.state.ledger_heads[answer.site] = answer.ledger_head
+        return None
+
+    def _task(self, site: str) -> RoundTask:
+        state, plan = self.state, self._mechanism.plan
+        return RoundTask(
+            run=state.run,
+            round=state.round,
+            first_step=state.steps_done,
+            steps=min(plan.rounds.local_steps, plan.steps - state.steps_done),
+            clip_norm=state.clip_norm,
+            plan_hash=state.plan_hash,
+            weights=self._global,
+            ledger_head=state.ledger_heads.get(site),
+        )
+
+    def _finish_round(self, average: Average) -> None:
+        state, plan = self.state, self._mechanism.plan
+        steps = self._task(next(iter(self._shares))).steps
+        self._global = {**self._global, **average.result()}
+        if self._average is not None:
+            decay = post_processing.average_decay(plan.optimizer.ema_decay**steps, state.round)
+            self._average = aggregation.averaged(self._average, self._global, decay)
+        last_step = state.steps_done + steps - 1
+        self._folder.append_round(
+            {
+                "round": state.round,
+                "steps_done": state.steps_done + steps,
+                "clip_norm": state.clip_norm,
+                "learning_rate": post_processing.learning_rate_at(plan.optimizer, last_step, plan.steps),
+                "sites": {site: {"steps": steps, "share": share} for site, share in self._shares.items()},
+            }
+        )
+        if average.noisy_count is not None:
+            state.clip_norm = self._mechanism.adapted_clip_norm(
+                state.clip_norm, average.noisy_count, average.count_noise_std, average.expected_units
+            )
+        state.round += 1
+        state.steps_done += steps
+
+    def _trained_part(self, weights: Weights) -> Weights:
+        return {name: weights[name] for name in self._model.trained}
+
+
+def _as_arrays(state: dict[str, torch.Tensor]) -> Weights:
+    return {name: np.array(value.detach().cpu().numpy()) for name, value in state.items()}

@@ -1,0 +1,133 @@
+"""`adpfl train`: one federated run in one process, from its folder to its final checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nnunet_adpfl import folders
+from nnunet_adpfl.errors import InputError
+from nnunet_adpfl.federation.engines.in_process import InProcess
+from nnunet_adpfl.federation.rounds import FederatedRun
+from nnunet_adpfl.nnunet_compat.training import PatchSource, PlannedTrainer
+from nnunet_adpfl.privacy.noise import Randomness, SecretRandomness
+from nnunet_adpfl.progress import note
+from nnunet_adpfl.trainers import prepared_fold, private_model, run_manifest
+from nnunet_adpfl.trainers.patient_loader import PatientLoader
+from nnunet_adpfl.trainers.prepared_fold import PreparedFold
+from nnunet_adpfl.trainers.run_folder import RunFolder
+from nnunet_adpfl.trainers.run_state import RunState
+
+KIND = "federated"
+
+
+def train(
+    dataset: str,
+    configuration: str,
+    fold: str | int,
+    *,
+    trainer: str = "nnUNetTrainerADP",
+    plans: str = "nnUNetPlans",
+    rounds: int | None = None,
+    local_steps: int | None = None,
+    go_on: bool = False,
+    device: str = "cpu",
+    workers: int | None = None,
+    randomness: Randomness | None = None,
+) -> Path:
+    """Train one fold, site by site, and return the run folder.
+
+    Args:
+        rounds: R, number of rounds in all; default: until the plan's steps are taken.
+        local_steps: S, steps of each site between two averages; default: as the privacy plan says.
+        go_on: continue the run in the folder; without it an existing run is refused.
+        randomness: tests only; real runs use the operating system's entropy.
+
+    Raises InputError, PrivacyRefusedError before the first step, and AdpflError when a site fails twice.
+    """
+    preprocessed = folders.preprocessed_folder(dataset)
+    prepared = prepared_fold.load(preprocessed, plans, configuration, fold, trainer, local_steps=local_steps)
+    _check_rounds(prepared, rounds)
+    chosen = chosen_device(device)
+    path = folders.run_folder(preprocessed.name, trainer, plans, configuration, prepared.fold.name)
+    folder = RunFolder(path, prepared, trainer)
+    if not go_on:
+        run_manifest.check_unused(path)
+    with run_manifest.locked(path):
+        _train_locked(folder, chosen, rounds, go_on, workers, randomness or SecretRandomness())
+    return path
+
+
+def _train_locked(
+    folder: RunFolder, device: torch.device, rounds: int | None, go_on: bool, workers: int | None, randomness: Randomness
+) -> None:
+    prepared = folder.prepared
+    resumed = folder.resume(KIND) if go_on and not folder.is_bare() else None
+    planned = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, device)
+    model = private_model.build(planned, prepared.plan)
+    source = PatchSource(
+        planned, prepared.data_folder, prepared.plan.patches_per_unit, prepared.plan.oversample_foreground
+    )
+    _check_preprocessed(prepared, source)
+    state = resumed[1] if resumed else _begin(folder, model, device, rounds)
+    engine = InProcess(folder.path, prepared, model, PatientLoader(source, device, workers), randomness)
+    try:
+        run = FederatedRun(
+            folder, model, engine, state, mirroring_axes=planned.inference_allowed_mirroring_axes, rounds=rounds
+        )
+        if resumed:
+            run.restore(resumed[0])
+        else:
+            run.save()
+        if state.finished:
+            note(f"{folder.path}: the run is finished already ({state.steps_done} steps at each site)")
+            return
+        run.train()
+    finally:
+        engine.close()
+
+
+def _begin(folder: RunFolder, model: private_model.PrivateModel, device: torch.device, rounds: int | None) -> RunState:
+    prepared = folder.prepared
+    manifest = run_manifest.new(
+        KIND,
+        dataset=prepared.preprocessed.name,
+        trainer=folder.trainer_name,
+        plans=str(prepared.plans["plans_name"]),
+        configuration=prepared.configuration,
+        fold=prepared.fold.name,
+        plan=prepared.plan,
+        device=str(device),
+        settings={"rounds": rounds, "local_steps": prepared.plan.rounds.local_steps, "engine": "in_process"},
+    )
+    folder.begin(manifest)
+    return RunState(manifest.run, prepared.plan.digest(), model.initial_digest, prepared.plan.clipping.clip_norm)
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device to train on; InputError when this machine has it not."""
+    if name not in ("cpu", "cuda", "mps"):
+        raise InputError(f"--device {name!r} is unknown; use cpu, cuda or mps")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no CUDA device that torch can use; use --device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device mps: this machine has no such device; use --device cpu")
+    return torch.device(name)
+
+
+def _check_rounds(prepared: PreparedFold, rounds: int | None) -> None:
+    plan = prepared.plan
+    if rounds is not None and (rounds < 1 or rounds * plan.rounds.local_steps > plan.steps):
+        raise InputError(
+            f"--rounds {rounds} of {plan.rounds.local_steps} local steps do not fit the {plan.steps} steps of the privacy "
+            "plan: take fewer, or plan more with `adpfl plan --steps`"
+        )
+
+
+def _check_preprocessed(prepared: PreparedFold, source: PatchSource) -> None:
+    missing = sorted(set(prepared.fold.train) - source.cases)
+    if missing:
+        raise InputError(f"{prepared.data_folder}: case {missing[0]} is not preprocessed; run `adpfl plan` again")
+
+

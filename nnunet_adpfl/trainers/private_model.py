@@ -1,0 +1,72 @@
+"""Network, trained parameters and gradient engine of a prepared fold, at the weights that training starts from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunet_adpfl.errors import InputError, PrivacyRefusedError
+from nnunet_adpfl.nnunet_compat import training as stock
+from nnunet_adpfl.privacy.gradients.interface import GradientEngine
+from nnunet_adpfl.privacy.gradients.loop import LoopEngine, Loss
+from nnunet_adpfl.privacy.plan import InitialWeights, PrivacyPlan
+from nnunet_adpfl.trainers import checkpoint as checkpoints
+from nnunet_adpfl.trainers.parameters import select_trained, weights_digest
+
+_PROBE_SEED = 0  # random patches that show which parameters get a gradient; no patient is involved
+
+
+@dataclass(frozen=True)
+class PrivateModel:
+    """What is trained.
+
+    Attributes:
+        network: nnU-Net's network of the plan, on its device.
+        loss: nnU-Net's loss.
+        trained: name -> parameter that gets gradient and noise; all others are frozen.
+        engine: clipped sums of gradients of the trained parameters.
+        initial_digest: sha256 of the weights it was built with.
+    """
+
+    network: nn.Module
+    loss: Loss
+    trained: dict[str, nn.Parameter]
+    engine: GradientEngine
+    initial_digest: str
+
+
+def build(trainer: nnUNetTrainer, plan: PrivacyPlan) -> PrivateModel:
+    """Build it from a trainer that knows plan, configuration and device; weights depend on the plan's seed alone."""
+    network = stock.build_network(trainer, plan.seed)
+    _load_declared_weights(network, plan.initial_weights)
+    loss = stock.build_loss(trainer)
+
+    def probe() -> torch.Tensor:
+        data, target = stock.random_batch(trainer, 1, torch.Generator().manual_seed(_PROBE_SEED))
+        return loss(network(data), target)
+
+    trained = select_trained(network, plan.trainable, probe)
+    engine = LoopEngine(network, loss, trained, autocast=trainer.device.type == "cuda")
+    return PrivateModel(network, loss, trained, engine, weights_digest(network))
+
+
+def _load_declared_weights(network: nn.Module, declared: InitialWeights) -> None:
+    """Public initial weights (rule 16): the file must be the one whose sha256 the plan declares."""
+    if declared.kind != "public":
+        return
+    path = Path(str(declared.file))
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"privacy plan: initial_weights.file {path} cannot be read ({error.strerror})") from None
+    if found != declared.sha256:
+        raise PrivacyRefusedError(
+            f"privacy plan: {path} has sha256 {found[:12]}..., not the declared {str(declared.sha256)[:12]}...; initial "
+            "weights must be the declared public ones"
+        )
+    checkpoints.load_weights(network, checkpoints.load(path)["network_weights"], str(path))

@@ -1,0 +1,52 @@
+"""Where a run stands between two rounds: what its checkpoint holds besides nnU-Net's own keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from nnunet_adpfl.errors import InputError
+
+
+@dataclass
+class RunState:
+    """Progress of a run. All of it is public or noisy: no loss, no case id, no drawn size.
+
+    Attributes:
+        run: name of the run, as in every ledger line.
+        plan_hash: digest of the privacy plan.
+        initial_digest: sha256 of the weights that training started from.
+        clip_norm: C of the next round.
+        round: number of finished rounds.
+        steps_done: steps that each site has taken.
+        ledger_heads: site -> hash of the newest ledger line when this was saved.
+        raw_weights: trained weights before averaging; None where nothing is averaged or the run is finished.
+        finished: training is over; ``network_weights`` of the checkpoint are the result.
+    """
+
+    run: str
+    plan_hash: str
+    initial_digest: str
+    clip_norm: float
+    round: int = 0
+    steps_done: int = 0
+    ledger_heads: dict[str, str] = field(default_factory=dict)
+    raw_weights: dict[str, torch.Tensor] | None = None
+    finished: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, as the checkpoint's ``adpfl`` key holds them."""
+        content = {**vars(self), "ledger_heads": dict(self.ledger_heads)}
+        if self.raw_weights is not None:
+            content["raw_weights"] = {name: value.detach().cpu().clone() for name, value in self.raw_weights.items()}
+        return content
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], origin: str) -> RunState:
+        """InputError when fields are missing or unknown."""
+        if set(content) != {entry.name for entry in fields(cls)}:
+            raise InputError(f"{origin}: its adpfl part was written by another version; continue with that version")
+        return cls(**content)
