@@ -7,12 +7,14 @@ from types import ModuleType
 
 import typer
 
-from nnunet_adpfl.cli import plan, privacy, train
+from nnunet_adpfl.cli import cohort, evaluate, plan, privacy, train
 from nnunet_adpfl.errors import AdpflError
 
 GROUPS: tuple[ModuleType, ...] = (
+    cohort,
     plan,
     train,
+    evaluate,
     privacy,
 )
 

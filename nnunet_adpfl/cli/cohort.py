@@ -1,0 +1,127 @@
+"""``adpfl cohort``: which case is from which patient and site, from a table or simulated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nnunet_adpfl.cli import options as opt
+from nnunet_adpfl.errors import InputError
+
+if TYPE_CHECKING:
+    from nnunet_adpfl.cohort import Cohort
+    from nnunet_adpfl.federation.raw_cases import RawCases
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(cohort)
+
+
+def cohort(
+    dataset: opt.Dataset,
+    sites: Annotated[Path | None, typer.Option(help="CSV table with the columns case, site and, where known, patient.")] = None,
+    simulate_sites: Annotated[int | None, typer.Option(help="Number of sites to make up, for a data set without any.")] = None,
+    skew: Annotated[str, typer.Option(help="How simulated sites differ: equal, quantity:A or dirichlet:A.")] = "equal",
+    seed: Annotated[int, typer.Option(min=0, help="Of the simulated sites.")] = 0,
+    unit: Annotated[
+        str | None,
+        typer.Option(help="What the units are: patient, lesion or case. Default: as known, else patient (case without ids)."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cohort.json that differs.")] = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Write cohort.json of a raw data set: the patient and the site of every case.
+
+    Patients are taken from the table, else from the cohort.json that is there, else every case is a unit of its own.
+
+    Example: adpfl cohort 4 --sites sites.csv
+
+    Example: adpfl cohort 4 --simulate-sites 3 --skew dirichlet:0.5 --seed 1
+    """
+    from nnunet_adpfl import cohort as cohorts
+    from nnunet_adpfl import folders, progress
+    from nnunet_adpfl.federation import raw_cases
+
+    if (sites is None) == (simulate_sites is None):
+        raise InputError("give either --sites FILE.csv or --simulate-sites N")
+    if unit is not None and unit not in cohorts.UNIT_KINDS:
+        raise InputError(f"--unit {unit!r} is unknown; use one of {', '.join(cohorts.UNIT_KINDS)}")
+    folder = folders.raw_folder(dataset)
+    raw = raw_cases.load(folder)
+    old = _existing(folder, overwrite)
+    if sites is not None:
+        new = _from_table(sites, raw, old, unit)
+    else:
+        new = _simulated(simulate_sites or 0, skew, seed, raw, old, unit)
+    if old is not None and old.digest() != new.digest() and not overwrite:
+        raise InputError(f"{folder / cohorts.FILE_NAME} exists and differs: give --overwrite to replace it")
+    if new.unit_kind == "case" and unit is None:
+        progress.note("no patients are known: every case is a unit of its own (--unit patient if each patient has one case)")
+    path = new.save(folder)
+    _tell(path, new, as_json)
+
+
+def _existing(folder: Path, overwrite: bool) -> Cohort | None:
+    from nnunet_adpfl import cohort as cohorts
+
+    if not (folder / cohorts.FILE_NAME).is_file():
+        return None
+    try:
+        return cohorts.load(folder)
+    except InputError as error:
+        if overwrite:
+            return None
+        raise InputError(f"{error} --overwrite") from None
+
+
+def _from_table(table: Path, raw: RawCases, old: Cohort | None, unit: str | None) -> Cohort:
+    from dataclasses import replace
+
+    from nnunet_adpfl.dataset_conversion.sites_table import cohort_from_rows, read_sites_table
+
+    rows = read_sites_table(table)
+    if rows[0].patient is not None:
+        return cohort_from_rows(rows, raw.files, unit or "patient", table)
+    known = {} if old is None else {case: entry.unit for case, entry in old.cases.items()}
+    if old is not None and unit in (None, old.unit_kind) and set(known) >= {row.case for row in rows}:
+        return cohort_from_rows([replace(row, patient=known[row.case]) for row in rows], raw.files, old.unit_kind, table)
+    return cohort_from_rows(rows, raw.files, unit or "case", table)
+
+
+def _simulated(number: int, skew: str, seed: int, raw: RawCases, old: Cohort | None, unit: str | None) -> Cohort:
+    from nnunet_adpfl.cohort import Cohort, CohortEntry
+    from nnunet_adpfl.federation import partition
+
+    parsed = partition.parse_skew(skew)
+    if old is not None and unit in (None, old.unit_kind) and set(old.cases) == set(raw.files):
+        unit_of, kind = {case: entry.unit for case, entry in old.cases.items()}, old.unit_kind
+    else:
+        unit_of, kind = {case: case for case in raw.files}, unit or "case"
+    foreground = _foreground(raw, unit_of) if parsed.needs_foreground else None
+    site_of = partition.simulate_sites(sorted(set(unit_of.values())), number, parsed, seed, foreground)
+    return Cohort(kind, {case: CohortEntry(name, site_of[name]) for case, name in unit_of.items()})
+
+
+def _foreground(raw: RawCases, unit_of: dict[str, str]) -> dict[str, float]:
+    from nnunet_adpfl.federation.examination import foreground_shares
+
+    shares = foreground_shares(raw)
+    numbers = Counter(unit_of.values())
+    sums = dict.fromkeys(numbers, 0.0)
+    for case, share in shares.items():
+        sums[unit_of[case]] += share
+    return {name: total / numbers[name] for name, total in sums.items()}
+
+
+def _tell(path: Path, new: Cohort, as_json: bool) -> None:
+    cases = Counter(entry.site for entry in new.cases.values())
+    found = {site: {"units": len(new.units(site)), "cases": cases[site]} for site in new.sites}
+    if as_json:
+        opt.print_json({"cohort": str(path), "unit": new.unit_kind, "sites": found})
+        return
+    typer.echo(f"{path}: {len(new.units())} {new.unit_kind}s, {len(new.cases)} cases, {len(found)} sites")
+    for site, numbers in found.items():
+        typer.echo(f"  {site}: {numbers['units']} {new.unit_kind}s, {numbers['cases']} cases")

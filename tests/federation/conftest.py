@@ -1,0 +1,32 @@
+"""A tiny raw data set and nnU-Net's three folders, for the tests of planning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_dataset
+
+from nnunet_adpfl.nnunet_compat import planning as stock
+
+
+@pytest.fixture
+def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Set nnU-Net's variables to empty folders raw, preprocessed and results below the returned one."""
+    for part in ("raw", "preprocessed", "results"):
+        (tmp_path / part).mkdir()
+        monkeypatch.setenv(f"nnUNet_{part}", str(tmp_path / part))
+    return tmp_path
+
+
+@pytest.fixture
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 foreground voxels of each tiny case instead of 7 million."""
+    monkeypatch.setattr(stock, "FOREGROUND_SAMPLES", 14_000)
+
+
+@pytest.fixture
+def tiny(nnunet_folders: Path, few_samples: None) -> Path:
+    """The folder of a raw data set with cohort: 10 patients at two sites."""
+    tiny_dataset.write_raw(nnunet_folders / "raw", patients=10, side=12)
+    return nnunet_folders / "raw" / tiny_dataset.NAME
