@@ -20,17 +20,10 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     run: Run,
-    tolerance_mm: Annotated[
-        float, typer.Option(help="Boundaries this close agree (NSD), in mm; pixels for PNG.")
-    ] = 1.0,
+    tolerance_mm: opt.ToleranceMm = 1.0,
     device: opt.Device = "",
     checkpoint: Annotated[str, typer.Option(help="Checkpoint file in the run folder.")] = "checkpoint_final.pth",
-    mirroring: Annotated[
-        bool,
-        typer.Option(
-            "--mirroring/--no-mirroring", help="Average over flips as nnU-Net does; off is 4 to 8 times faster."
-        ),
-    ] = True,
+    mirroring: opt.Mirroring = True,
     matrix_with: Annotated[
         list[Path] | None,
         typer.Option(
@@ -66,7 +59,7 @@ def evaluate(
     if as_json:
         opt.print_json({**summary, **({"matrix": matrix} if matrix else {})})
         return
-    _tell(summary)
+    tell(summary)
     if matrix:
         _tell_matrix(matrix)
 
@@ -103,7 +96,8 @@ def _named(runs: list[Path]) -> dict[str, Path]:
     return dict(zip(names, runs, strict=True))
 
 
-def _tell(summary: dict[str, Any]) -> None:
+def tell(summary: dict[str, Any]) -> None:
+    """Table of sites and classes."""
     from rich.console import Console
     from rich.table import Table
 

@@ -7,13 +7,14 @@ from types import ModuleType
 
 import typer
 
-from nnunet_adpfl.cli import cohort, evaluate, plan, privacy, train
+from nnunet_adpfl.cli import cohort, evaluate, plan, privacy, run, train
 from nnunet_adpfl.errors import AdpflError
 
 GROUPS: tuple[ModuleType, ...] = (
     cohort,
     plan,
     train,
+    run,
     evaluate,
     privacy,
 )
@@ -32,7 +33,7 @@ for _group in GROUPS:
     _group.register(app)
 
 
-def run() -> None:
+def main() -> None:
     """Entry point: an error meant for the user is one line on standard error and a non-zero exit code."""
     try:
         app()

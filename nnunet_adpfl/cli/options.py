@@ -28,6 +28,7 @@ Planner = Annotated[str, typer.Option(help="Any planner of nnU-Net: ExperimentPl
 BaseFeatures = Annotated[
     int | None, typer.Option(help="Features of the first stage; the plans then have their own name, nnUNetPlans_f8.")
 ]
+PlansName = Annotated[str | None, typer.Option("-p", help="Another name for the plans, as nnU-Net's -overwrite_plans_name.")]
 SmallSites = Annotated[str, typer.Option(help="Sites too small to split: refuse, or pool them as other.")]
 
 Epsilon = Annotated[float | None, typer.Option(help="Target epsilon of each site's patients. Default 8.")]
@@ -38,6 +39,11 @@ SamplingRate = Annotated[float | None, typer.Option(help="q, chance of each pati
 PatchesPerPatient = Annotated[int | None, typer.Option(help="K, patches of a drawn patient. Default 2.")]
 LocalSteps = Annotated[int | None, typer.Option(help="S, steps of a site between two averages. Default 5.")]
 Validation = Annotated[str | None, typer.Option(help="Are validation patients private or public? Default private.")]
+ToleranceMm = Annotated[float, typer.Option(help="Boundaries this close agree (NSD), in mm; pixels for PNG.")]
+Mirroring = Annotated[
+    bool,
+    typer.Option("--mirroring/--no-mirroring", help="Average over flips as nnU-Net does; off is 4 to 8 times faster."),
+]
 Seed = Annotated[int | None, typer.Option(help="Fixes all but noise and draws. Default 0.")]
 InitialWeights = Annotated[
     Path | None, typer.Option(help="Checkpoint to start from; you declare it public, its sha256 goes into the plan.")

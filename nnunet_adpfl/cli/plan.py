@@ -18,6 +18,7 @@ def plan(
     configurations: Annotated[list[str], typer.Option("-c", help="nnU-Net configurations to prepare: -c 2d -c 3d_fullres")],
     fingerprint: opt.Fingerprint = "pooled",
     planner: opt.Planner = "ExperimentPlanner",
+    plans: opt.PlansName = None,
     base_features: opt.BaseFeatures = None,
     small_sites: opt.SmallSites = "refuse",
     epsilon: opt.Epsilon = None,
@@ -44,7 +45,7 @@ def plan(
         patches_per_unit=patches_per_patient, validation=validation, seed=seed, initial_weights=initial_weights,
         local_steps=local_steps, settings=settings,
     )  # fmt: skip
-    planning = pipeline.PlanningChoices(fingerprint, planner, base_features, small_sites)
+    planning = pipeline.PlanningChoices(fingerprint, planner, base_features, small_sites, plans)
     written = pipeline.plan(dataset, configurations, planning, choices)
     if as_json:
         opt.print_json(written)

@@ -14,12 +14,13 @@ from nnunet_adpfl import folds
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy import mechanism
-from nnunet_adpfl.privacy.plan import PrivacyPlan, parse
+from nnunet_adpfl.privacy.plan import PrivacyPlan, Rounds, parse
 from nnunet_adpfl.trainers.prepared_fold import plans_digest
 
 DEFAULT_EPSILON = 8.0
 DEFAULT_STEPS = 200
 DEFAULT_SAMPLING_RATE = 0.25
+DEFAULT_LOCAL_STEPS = Rounds().local_steps
 RESERVE_SHARE = 0.1  # of the steps, but at least two rounds: enough for a few interrupted rounds
 
 
@@ -61,10 +62,10 @@ def make_privacy_plan(
 
     Raises InputError naming the field that is out of range.
     """
-    units = _units_of_folds(cohort, splits)
+    units = units_of_folds(cohort, splits)
     steps = choices.steps if choices.steps is not None else DEFAULT_STEPS
     sections = {name: dict(values) for name, values in choices.sections.items()}
-    local_steps = sections.get("rounds", {}).get("local_steps", 5)
+    local_steps = sections.get("rounds", {}).get("local_steps", DEFAULT_LOCAL_STEPS)
     content: dict[str, Any] = {
         "unit": cohort.unit_kind,
         "epsilon": _or_default(choices.epsilon, DEFAULT_EPSILON),
@@ -86,7 +87,7 @@ def make_privacy_plan(
     return mechanism.calibrated(parse(content, "privacy plan"))
 
 
-def _units_of_folds(cohort: Cohort, splits: Sequence[folds.Split]) -> dict[str, dict[str, int]]:
+def units_of_folds(cohort: Cohort, splits: Sequence[folds.Split]) -> dict[str, dict[str, int]]:
     """Fold -> site -> declared number of training units; a site without any in some fold is refused."""
     units = {}
     for name in [*map(str, range(len(splits))), folds.ALL]:

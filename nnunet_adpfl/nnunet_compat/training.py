@@ -96,7 +96,7 @@ def build_network(trainer: nnUNetTrainer, seed: int) -> nn.Module:
 
 def build_loss(trainer: nnUNetTrainer) -> Callable[..., torch.Tensor]:
     """nnU-Net's loss with deep supervision; it averages over the patches of a batch, one unit's patches here."""
-    return trainer._build_loss()  # type: ignore[no-any-return]
+    return trainer._build_loss()
 
 
 def random_batch(trainer: nnUNetTrainer, patches: int, generator: torch.Generator) -> Patches:
