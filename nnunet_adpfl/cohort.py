@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -41,7 +41,7 @@ class Cohort:
     """
 
     unit_kind: str
-    cases: Mapping[str, CohortEntry]
+    cases: Mapping[str, CohortEntry] = field(repr=False)  # a log line must not list patients
 
     def __post_init__(self) -> None:
         if self.unit_kind not in UNIT_KINDS:

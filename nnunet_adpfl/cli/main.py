@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 
 import typer
 
-from nnunet_adpfl.cli import cohort, evaluate, plan, privacy, run, train
+from nnunet_adpfl.cli import cohort, convert, demo, evaluate, plan, privacy, run, train
 from nnunet_adpfl.errors import AdpflError
 
+# Before torch is loaded: waiting threads sleep instead of spinning. Where training shares the cores with its loader or
+# with other programs, a step takes a fraction of the time so (measured: docs/performance.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 GROUPS: tuple[ModuleType, ...] = (
+    convert,
     cohort,
     plan,
     train,
     run,
     evaluate,
     privacy,
+    demo,
 )
 
 app = typer.Typer(

@@ -17,6 +17,16 @@ import numpy as np
 from nnunet_adpfl.dataset_conversion.raw_dataset import BrokenCaseError
 
 ENDING = ".nii.gz"
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    zlib.error,
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
+)
 GRID_TOLERANCE = 0.1  # of a voxel: header rounding stays far below, a shifted or flipped mask far above
 
 
@@ -44,7 +54,7 @@ def read(path: Path, role: str) -> Volume:
         data = np.asanyarray(image.dataobj)
     except FileNotFoundError:
         raise BrokenCaseError(f"{role} file {path.name} is missing") from None
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
+    except _UNREADABLE as error:
         raise BrokenCaseError(f"{role} cannot be read, is it truncated? {_one_line(error)}") from None
     affine = np.asarray(image.affine, dtype=float)
     if data.ndim < 3 or data.size == 0:
@@ -63,7 +73,7 @@ def check_same_grid(image: Volume, label: Volume) -> None:
     if image.data.shape[:3] != label.data.shape:
         raise BrokenCaseError(f"image has shape {_shape(image.data)}, label {_shape(label.data)}")
     spacings = [np.linalg.norm(volume.affine[:3, :3], axis=0) for volume in (image, label)]
-    if not np.allclose(*spacings, rtol=1e-2):
+    if not np.allclose(spacings[0], spacings[1], rtol=1e-2):
         image_text, label_text = ("x".join(f"{value:g}" for value in np.round(spacing, 4)) for spacing in spacings)
         raise BrokenCaseError(f"image has spacing {image_text} mm, label {label_text} mm")
     corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in label.data.shape))], dtype=float)

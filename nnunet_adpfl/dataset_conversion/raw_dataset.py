@@ -153,7 +153,7 @@ def _broken_message(broken: Mapping[str, str], total: int) -> str:
 
 
 def _workers() -> int:
-    configured = os.environ.get("nnUNet_def_n_proc", "")
+    configured = os.environ.get("nnUNet_def_n_proc", "")  # noqa: SIM112  (nnU-Net's own name)
     return int(configured) if configured.isdigit() and int(configured) > 0 else min(8, os.cpu_count() or 1)
 
 

@@ -60,14 +60,16 @@ def cohort_from_rows(rows: Sequence[SiteRow], cases: Collection[str], unit_kind:
     """
     counts = Counter(row.case for row in rows)
     known = set(cases)
-    _refuse([case for case, count in counts.items() if count > 1], f"{source} lists cases more than once", "keep one row per case")
-    _refuse([case for case in counts if case not in known], f"{source} lists cases that the data set does not have", "remove these rows or correct the names")
+    repeated, unknown = [case for case, count in counts.items() if count > 1], [case for case in counts if case not in known]
+    _refuse(repeated, f"{source} lists cases more than once", "keep one row per case")
+    _refuse(unknown, f"{source} lists cases that the data set does not have", "remove these rows or correct the names")
     _refuse([case for case in known if case not in counts], f"{source} lacks cases of the data set", "add a row for each")
     site_of: dict[str, str] = {}
     for row in rows:
         unit = row.case if row.patient is None else row.patient
         if site_of.setdefault(unit, row.site) != row.site:
-            raise InputError(f"{source} has {unit_kind} {unit} at two sites ({site_of[unit]} and {row.site}): give each {unit_kind} to one site")
+            sites = f"{site_of[unit]} and {row.site}"
+            raise InputError(f"{source} has {unit_kind} {unit} at two sites ({sites}): give each {unit_kind} to one site")
     return Cohort(unit_kind, {row.case: CohortEntry(row.case if row.patient is None else row.patient, row.site) for row in rows})
 
 

@@ -69,6 +69,9 @@ def averaged(average: Weights, current: Weights, decay: float) -> Weights:
 
 
 def _check(update: SiteUpdate, wanted: Weights) -> None:
+    counts = (update.noisy_count or 0.0, update.count_noise_std, update.expected_units)
+    if not (all(math.isfinite(value) for value in counts) and update.expected_units > 0):
+        raise InputError(f"update of site {update.site}: its counts are not finite numbers, or it expected no unit")
     if set(update.weights) != set(wanted):
         odd = sorted(set(update.weights) ^ set(wanted))[0]
         raise InputError(f"update of site {update.site}: its tensors are not those of the plan (first difference: {odd})")

@@ -22,7 +22,7 @@ class RoundTask:
         steps: local steps to take.
         clip_norm: C of this round, the same at all sites.
         plan_hash: digest of the privacy plan that the server works with; a site with another one refuses.
-        weights: the global weights, all tensors of the network.
+        weights: the global weights: every tensor of the network once, under its first name.
         ledger_head: newest line of the site's ledger that the server's checkpoint knows; None before the first round.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -54,7 +56,7 @@ class FederatedRun:
         self._rounds = planned if rounds is None else min(rounds, planned)
         units = plan.units_at(folder.prepared.fold.name)
         self._shares = aggregation.declared_shares(units, plan.rounds.weights)
-        self._global = _as_arrays(dict(model.network.state_dict()))
+        self._global = _as_arrays(dict(model.network.named_parameters()))
         self._average: Weights | None = None
         if plan.optimizer.ema_decay:
             self._average = self._trained_part(self._global)
@@ -64,7 +66,7 @@ class FederatedRun:
         weights = content["network_weights"]
         origin = "the checkpoint"
         checkpoints.load_weights(self._model.network, {**weights, **(self.state.raw_weights or {})}, origin)
-        self._global = _as_arrays(dict(self._model.network.state_dict()))
+        self._global = _as_arrays(dict(self._model.network.named_parameters()))
         if self._average is not None:
             self._average = self._trained_part(_as_arrays(weights))
         self._folder.rewind_rounds(self.state.round)
@@ -72,7 +74,8 @@ class FederatedRun:
     def save(self) -> None:
         """Checkpoint of the state between two rounds."""
         network = self._model.network
-        network.load_state_dict({name: torch.from_numpy(value) for name, value in self._global.items()})
+        tensors = {name: torch.from_numpy(value) for name, value in self._global.items()}
+        checkpoints.load_weights(network, tensors, "the global weights")
         average = {name: torch.from_numpy(value) for name, value in (self._average or {}).items()}
         if self._average is not None and not self.state.finished:
             self.state.raw_weights = {name: p.detach() for name, p in self._model.trained.items()}
@@ -167,5 +170,5 @@ class FederatedRun:
         return {name: weights[name] for name in self._model.trained}
 
 
-def _as_arrays(state: dict[str, torch.Tensor]) -> Weights:
-    return {name: np.array(value.detach().cpu().numpy()) for name, value in state.items()}
+def _as_arrays(tensors: Mapping[str, torch.Tensor]) -> Weights:
+    return {name: np.array(value.detach().cpu().numpy()) for name, value in tensors.items()}

@@ -185,8 +185,9 @@ class Mechanism:
 
 
 def calibrated(plan: PrivacyPlan) -> PrivacyPlan:
-    """The plan with its noise multiplier: smallest one that keeps steps and reserve within (epsilon, delta)."""
-    if not plan.is_private:
+    """The plan with its noise multiplier: the declared one, or the smallest that keeps steps and reserve within
+    (epsilon, delta)."""
+    if not plan.is_private or plan.noise_multiplier is not None:
         return plan
     z = accounting.calibrate(lambda base: _planned_events(plan, base), plan.epsilon, plan.delta)
     return plan.model_copy(update={"noise_multiplier": z})
@@ -197,7 +198,7 @@ def make(plan: PrivacyPlan, fold: str | int) -> Mechanism:
 
     Raises PrivacyRefusedError when the plan's noise does not keep its own epsilon.
     """
-    ready = calibrated(plan) if plan.noise_multiplier is None else plan
+    ready = calibrated(plan)
     base = ready.noise_multiplier if ready.is_private else 1.0
     assert base is not None
     if ready.is_private:

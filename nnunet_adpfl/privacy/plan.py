@@ -56,11 +56,12 @@ class NoiseDecay(_Section):
 
 class Optimizer(_Section):
     name: Literal["sgd", "adam"] = "sgd"
-    learning_rate: Positive = 0.5
+    learning_rate: Positive = 0.05  # of gradients with norm 1 or less (divided by the clip norm)
+    learning_rate_non_private: Positive = 0.5  # of nnUNetTrainerNP, whose gradients are as they are
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-5  # applied after the noise
     schedule: Literal["constant", "poly"] = "poly"
-    ema_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0  # per step; 0 switches it off
+    ema_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.95  # average of weights, per step; 0: off
     keep_fraction: Fraction = 1.0  # sparsification of the noisy update: largest coordinates kept (post-processing)
 
 

@@ -88,14 +88,23 @@ def newest(run: Path) -> Path | None:
     return next((run / name for name in (FINAL, LATEST) if (run / name).is_file()), None)
 
 
+def first_names(network: nn.Module) -> dict[str, str]:
+    """Every name of a tensor in the network -> its first name; nnU-Net registers most layers several times."""
+    first = {id(parameter): name for name, parameter in network.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in network.named_parameters(remove_duplicate=False)}
+
+
 def load_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Put weights into a network after checking names, shapes, dtypes and finiteness (rule 15)."""
-    wanted = network.state_dict()
-    if set(weights) != set(wanted):
-        odd = sorted(set(weights) ^ set(wanted))[0]
-        raise InputError(f"{origin}: its tensors do not fit the network of the plan (first difference: {odd})")
-    check_tensors(weights, wanted, origin)
-    network.load_state_dict(dict(weights))
+    """Put weights into a network after checking names, shapes, dtypes and finiteness (rule 15).
+
+    Of a tensor with several names the first one counts; the others may be left out.
+    """
+    names = first_names(network)
+    odd = sorted((set(weights) - set(names)) | (set(names.values()) - set(weights)))
+    if odd:
+        raise InputError(f"{origin}: its tensors do not fit the network of the plan (first difference: {odd[0]})")
+    check_tensors(weights, network.state_dict(), origin)
+    network.load_state_dict({name: weights[first] for name, first in names.items()})
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], origin: str) -> None:

@@ -158,7 +158,7 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
                 }
         if not state.finished:
             run.train(lambda: self._save(state))
-        if run.average is not None and self.resumed is None:
+        if run.average is not None:
             checkpoints.load_weights(self.network, {**self.network.state_dict(), **run.average}, "the averaged weights")
         self.print_to_log_file(f"Training done: {state.steps_done} steps.")
 

@@ -16,7 +16,7 @@ from nnunet_adpfl.folds import Fold
 from nnunet_adpfl.nnunet_compat.training import check_supported
 from nnunet_adpfl.privacy import mechanism
 from nnunet_adpfl.privacy import plan as privacy_plans
-from nnunet_adpfl.privacy.plan import Clipping, NoiseDecay, PrivacyPlan
+from nnunet_adpfl.privacy.plan import PrivacyPlan
 
 TRAINERS = ("nnUNetTrainerNP", "nnUNetTrainerDP", "nnUNetTrainerADP")
 
@@ -81,18 +81,22 @@ def load(
 
 
 def variant(plan: PrivacyPlan, trainer: str, local_steps: int | None = None) -> PrivacyPlan:
-    """The privacy plan as a trainer uses it: DP clips at a fixed norm with constant noise, NP does neither."""
+    """The privacy plan as a trainer uses it: DP clips at a fixed norm with constant noise, NP does neither.
+
+    NP has a learning rate of its own, because its gradients are not divided by the clip norm.
+    """
     if trainer not in TRAINERS:
         raise InputError(f"trainer {trainer!r} is unknown; use one of {', '.join(TRAINERS)}")
-    changes: dict[str, Any] = {}
+    content = plan.model_dump(mode="json")
     if trainer == "nnUNetTrainerDP":
-        fixed = plan.clipping.model_copy(update={"method": "fixed"})
-        changes = {"clipping": fixed, "noise_decay": NoiseDecay(), "noise_multiplier": None}
+        content |= {"noise_decay": {}, "noise_multiplier": None}
+        content["clipping"]["method"] = "fixed"
     elif trainer == "nnUNetTrainerNP":
-        changes = {"clipping": Clipping(method="none"), "noise_decay": NoiseDecay(), "noise_multiplier": None}
+        content |= {"noise_decay": {}, "noise_multiplier": None, "clipping": {"method": "none"}}
+        content["optimizer"]["learning_rate"] = plan.optimizer.learning_rate_non_private
     if local_steps is not None:
-        changes["rounds"] = plan.rounds.model_copy(update={"local_steps": local_steps})
-    return plan.model_copy(update=changes)
+        content["rounds"]["local_steps"] = local_steps
+    return privacy_plans.parse(content, "privacy plan")
 
 
 def plans_digest(plans: dict[str, Any]) -> str:

@@ -48,7 +48,14 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan) -> PrivateModel:
 
     def probe() -> torch.Tensor:
         data, target = stock.random_batch(trainer, 1, torch.Generator().manual_seed(_PROBE_SEED))
-        return loss(network(data), target)
+        value = loss(network(data), target)
+        if not bool(torch.isfinite(value)):
+            # Every unit would count as not finite, and the run would train on noise alone without a word.
+            raise InputError(
+                f"{trainer.configuration_name}: nnU-Net's loss of this network is not finite (it gives the one output of a "
+                "network with two stages no weight): plan with larger patches or images"
+            )
+        return value
 
     trained = select_trained(network, plan.trainable, probe)
     engine = LoopEngine(network, loss, trained, autocast=trainer.device.type == "cuda")

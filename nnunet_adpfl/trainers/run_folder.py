@@ -111,7 +111,10 @@ class RunFolder:
             adpfl=state.as_dict(),
         )
         if average:
-            content["network_weights"].update({name: value.detach().cpu().clone() for name, value in average.items()})
+            names = checkpoints.first_names(network)
+            content["network_weights"].update(
+                {name: average[first].detach().cpu().clone() for name, first in names.items() if first in average}
+            )
         path = self.path / (checkpoints.FINAL if state.finished else checkpoints.LATEST)
         checkpoints.save(content, path)
         if state.finished:

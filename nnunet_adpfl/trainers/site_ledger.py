@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunet_adpfl import atomic_files
 from nnunet_adpfl.errors import PrivacyRefusedError
+from nnunet_adpfl.privacy import hash_chain
 from nnunet_adpfl.privacy import ledger as ledgers
 from nnunet_adpfl.privacy import odometer as odometers
 from nnunet_adpfl.privacy.ledger import Ledger
@@ -44,7 +45,8 @@ def open_ledger(
     Raises PrivacyRefusedError when the ledger is missing, damaged, shorter than recorded, or without its checkpoint.
     """
     digest = ledgers.units_digest(units)
-    if not path.exists() and checkpoint_head is None and not _has_spent(site_odometers, run, site):
+    if checkpoint_head is None and not _is_begun(path) and not _has_spent(site_odometers, run, site):
+        path.unlink(missing_ok=True)
         first = _first_line(mechanism.plan, digest, mechanism, block_steps)
         ledger = Ledger.start(path, run, site, site_odometers, first)
     else:
@@ -70,6 +72,11 @@ def append_local_log(folder: Path, round_index: int, outcome: BlockOutcome) -> N
         "seconds": round(outcome.seconds, 3),
     }
     atomic_files.append_line(folder / LOCAL_LOG_FILE_NAME, json.dumps(record, allow_nan=False))
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether the ledger has an intact line; a crash may leave the file empty, or with a torn start line alone."""
+    return path.exists() and bool(hash_chain.read(path).lines)
 
 
 def _has_spent(site_odometers: Sequence[Odometer], run: str, site: str) -> bool:

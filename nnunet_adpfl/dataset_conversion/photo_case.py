@@ -1,0 +1,87 @@
+"""One colour photograph with its lesion mask: read whole, checked, written as the PNG files that nnU-Net reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from nnunet_adpfl.dataset_conversion.raw_dataset import BrokenCaseError
+
+ENDING = ".png"
+CHANNEL_NAMES = {"0": "R", "1": "G", "2": "B"}
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_LARGE = Image.DecompressionBombError, Image.DecompressionBombWarning
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """All pixels of a JPEG file, rows x columns x RGB, uint8.
+
+    Raises BrokenCaseError when it is missing, truncated, no JPEG, or of other colours than RGB or grey.
+    """
+    try:
+        content = path.read_bytes()
+        with Image.open(path, formats=["JPEG"]) as image:
+            image.load()
+            if image.mode not in ("RGB", "L"):
+                raise BrokenCaseError(f"image {path.name} has colours of mode {image.mode}, needs RGB")
+            pixels = np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise BrokenCaseError(f"image {path.name} is missing") from None
+    except UnidentifiedImageError:
+        raise BrokenCaseError(f"image {path.name} is no JPEG file") from None
+    except (OSError, SyntaxError, ValueError, *_LARGE) as error:
+        raise BrokenCaseError(f"image {path.name} cannot be read, is it truncated? {_one_line(error)}") from None
+    # A download that broke off in a file of full length, padded with zeros, decodes to grey without an error.
+    if content.find(_JPEG_END, content.rfind(_JPEG_SCAN)) == -1:
+        raise BrokenCaseError(f"image {path.name} has no end mark, it is truncated")
+    return pixels
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """A black and white PNG file -> rows x columns, uint8: 0 background, 1 lesion.
+
+    Copies of the masks exist as grey, as one-bit and as RGB files; each is fine while all pixels are black or white.
+
+    Raises BrokenCaseError when it is missing, truncated, of 16 bits, coloured, partly transparent, or has grey values.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            mode = image.mode
+            if mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
+                raise BrokenCaseError(f"mask {path.name} has pixels of mode {mode}, needs 8 bits")
+            colours = np.asarray(image.convert("RGBA"))
+    except FileNotFoundError:
+        raise BrokenCaseError(f"mask {path.name} is missing") from None
+    except UnidentifiedImageError:
+        raise BrokenCaseError(f"mask {path.name} is no PNG file") from None
+    except (OSError, SyntaxError, ValueError, *_LARGE) as error:
+        raise BrokenCaseError(f"mask {path.name} cannot be read, is it truncated? {_one_line(error)}") from None
+    if (colours[..., 3] != 255).any():
+        raise BrokenCaseError(f"mask {path.name} is partly transparent, needs black and white")
+    if (colours[..., :3] != colours[..., :1]).any():
+        raise BrokenCaseError(f"mask {path.name} is coloured, needs black and white")
+    grey = colours[..., 0]
+    others = np.setdiff1d(grey, (0, 255))
+    if others.size:
+        raise BrokenCaseError(f"mask {path.name} holds the value {others[0]}, needs 0 and 255 alone")
+    return (grey == 255).astype(np.uint8)
+
+
+def check_same_size(photo: np.ndarray, mask: np.ndarray) -> None:
+    """Raise BrokenCaseError unless the mask has one pixel for each of the photograph."""
+    if photo.shape[:2] != mask.shape:
+        sizes = ("x".join(map(str, shape[1::-1])) for shape in (photo.shape, mask.shape))
+        raise BrokenCaseError("image is {} pixels, mask {}".format(*sizes))
+
+
+def write(photo: np.ndarray, mask: np.ndarray, case: str, images: Path, labels: Path) -> None:
+    """``CASE_0000.png`` with all three colours and the label ``CASE.png``, as nnU-Net's own reader has them."""
+    Image.fromarray(photo).save(images / f"{case}_0000{ENDING}")
+    Image.fromarray(mask).save(labels / f"{case}{ENDING}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

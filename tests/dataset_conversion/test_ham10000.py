@@ -1,0 +1,331 @@
+"""HAM10000: the layouts in which it is found, units and sites, and sources that must be refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_sources
+from PIL import Image
+
+from nnunet_adpfl import cohort as cohorts
+from nnunet_adpfl.dataset_conversion import ham10000
+from nnunet_adpfl.federation import raw_cases
+
+CASES = [f"ISIC_000000{number}" for number in range(1, 6)]
+HEADER, ROWS, SIZE = tiny_sources.HAM_HEADER, tiny_sources.HAM_ROWS, tiny_sources.HAM_SIZE
+SITES = {"rosendahl": ["HAM_1", "HAM_2"], "vidir_modern": ["HAM_3", "HAM_4"]}
+
+
+def metadata(ham: Path, *rows: str, header: str = HEADER) -> Path:
+    path = ham / "HAM10000_metadata"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_whole_folder(raw: Path, ham: Path) -> None:
+    written = ham10000.convert(ham, 120)
+    assert (written.folder, written.cases) == (raw / "Dataset120_HAM10000", 5)
+    description = json.loads((written.folder / "dataset.json").read_text())
+    assert description["channel_names"] == {"0": "R", "1": "G", "2": "B"}
+    assert description["labels"] == {"background": 0, "lesion": 1}
+    assert (description["file_ending"], description["numTraining"], description["name"]) == (".png", 5, "HAM10000")
+    assert sorted(raw_cases.load(written.folder).files) == CASES
+    for case in CASES:
+        image, label = (written.folder / name for name in (f"imagesTr/{case}_0000.png", f"labelsTr/{case}.png"))
+        np.testing.assert_array_equal(pixels(image), pixels(tiny_sources.ham_image(ham, case)))
+        np.testing.assert_array_equal(pixels(label), pixels(tiny_sources.ham_mask(ham, case)) // 255)
+        assert (pixels(image).shape, pixels(image).dtype, pixels(label).shape) == ((*SIZE, 3), np.uint8, SIZE)
+    cohort = cohorts.load(written.folder)
+    assert cohort.unit_kind == "lesion"
+    assert {site: cohort.units(site) for site in cohort.sites} == SITES
+    assert cohort.cases_of("HAM_1") == CASES[:2]
+
+
+def test_nnunets_own_reader_takes_the_files(raw: Path, ham: Path) -> None:
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+    folder = ham10000.convert(ham, 120).folder
+    image, _ = NaturalImage2DIO().read_images([str(folder / "imagesTr" / f"{CASES[0]}_0000.png")])
+    label, _ = NaturalImage2DIO().read_seg(str(folder / "labelsTr" / f"{CASES[0]}.png"))
+    assert (image.shape, label.shape) == ((3, 1, *SIZE), (1, 1, *SIZE))
+    assert set(np.unique(label)) == {0, 1}
+
+
+def nested_and_lower_case(ham: Path) -> None:
+    (ham / "HAM10000_images_part_1").rename(ham / "ham10000_images_part_1")
+    (ham / "download").mkdir()
+    shutil.move(ham / "HAM10000_images_part_2", ham / "download" / "HAM10000_images_part_2")
+    masks = ham / "HAM10000_segmentations_lesion_tschandl"
+    masks.rename(ham / "inner")
+    masks.mkdir()
+    (ham / "inner").rename(masks / masks.name)
+
+
+def tab_separated(ham: Path) -> None:
+    table = ham / "HAM10000_metadata"
+    lines = ["\t".join(f'"{value}"' for value in line.split(",")) for line in table.read_text().splitlines()]
+    table.with_suffix(".tab").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    table.unlink()
+
+
+def semicolons_in_csv(ham: Path) -> None:
+    table = ham / "HAM10000_metadata"
+    (ham / "HAM10000_metadata.csv").write_text(table.read_text().replace(",", ";"))
+    table.unlink()
+
+
+def two_spellings_of_a_folder(ham: Path) -> None:
+    shutil.copytree(ham / "HAM10000_images_part_1", ham / "ham10000_images_part_1")
+
+
+def two_tables(ham: Path) -> None:
+    lines = [line.rsplit(",", 1)[0] for line in (ham / "HAM10000_metadata").read_text().splitlines()]
+    (ham / "A").mkdir()
+    (ham / "A" / "HAM10000_metadata.csv").write_text("\n".join(lines))
+
+
+def other_set_and_leavings(ham: Path) -> None:
+    tiny_sources.write_jpg(ham / "ISIC2018_Task3_Test_Input" / "ISIC_0034400.jpg")
+    (ham / "HAM10000_images_part_1" / "._ISIC_0000002.jpg").write_bytes(b"leavings")
+    (ham / "__MACOSX").mkdir()
+    (ham / "__MACOSX" / "ISIC_0000077.jpg").write_bytes(b"leavings")
+
+
+def linked(ham: Path) -> None:
+    (ham / "HAM10000_images_part_1").rename(ham.parent / "elsewhere")
+    (ham / "HAM10000_images_part_1").symlink_to(ham.parent / "elsewhere")
+    (ham / "HAM10000_images_part_2" / "loop").symlink_to(ham)
+
+
+LAYOUTS = [
+    nested_and_lower_case,
+    tab_separated,
+    semicolons_in_csv,
+    two_spellings_of_a_folder,
+    two_tables,
+    other_set_and_leavings,
+    linked,
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_that_occur(raw: Path, ham: Path, layout: Callable[[Path], None]) -> None:
+    layout(ham)
+    written = ham10000.convert(ham, 120)
+    assert written.cohort is not None
+    assert list(written.cohort.cases) == CASES
+    assert {site: written.cohort.units(site) for site in written.cohort.sites} == SITES
+
+
+def test_a_lesion_of_two_sites_goes_whole_to_one(raw: Path, ham: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sites = ["vienna_dias", "rosendahl", "rosendahl", "vienna_dias", "rosendahl"]
+    lesions = ["A", "A", "A", "B", "B"]
+    metadata(
+        ham,
+        *(
+            f"{lesion},{case},nv,histo,45,male,back,{site}"
+            for lesion, case, site in zip(lesions, CASES, sites, strict=True)
+        ),
+    )
+    written = ham10000.convert(ham, 120)
+    assert written.cohort is not None
+    assert {entry.unit: entry.site for entry in written.cohort.cases.values()} == {"A": "rosendahl", "B": "vienna_dias"}
+    assert "2 lesions have images from two sites (A, B)" in capsys.readouterr().err
+
+
+def test_rows_without_files_are_left_out_and_noted(raw: Path, ham: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metadata(ham, *ROWS, "HAM_9,ISIC_0000009,nv,histo,45.0,male,back,vienna_dias")
+    assert ham10000.convert(ham, 120).cases == 5
+    assert "1 rows of HAM10000_metadata have neither image nor mask" in capsys.readouterr().err
+
+
+WITHOUT_DATASET = tuple(row.rsplit(",", 1)[0] for row in ROWS)
+
+
+def test_a_copy_without_sites_needs_a_table(raw: Path, ham: Path, tmp_path: Path) -> None:
+    metadata(ham, *WITHOUT_DATASET, header=HEADER.rsplit(",", 1)[0])
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "no column 'dataset'", "--sites FILE.csv")
+    sites = tmp_path / "sites.csv"
+    sites.write_text("case,site\n" + "".join(f"{case},{site}\n" for case, site in zip(CASES, "nnsss", strict=True)))
+    cohort = ham10000.convert(ham, 120, sites=sites).cohort
+    assert cohort is not None
+    assert (cohort.unit_kind, cohort.units("n"), cohort.units("s")) == (
+        "lesion",
+        ["HAM_1"],
+        ["HAM_2", "HAM_3", "HAM_4"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("11nnn", "lesion HAM_1 at two sites"),
+        ("nnss", "lacks cases of the data set (1: ISIC_0000005)"),
+    ],
+)
+def test_tables_that_do_not_fit(raw: Path, ham: Path, tmp_path: Path, lines: str, message: str) -> None:
+    sites = tmp_path / "sites.csv"
+    rows = [
+        f"{case},{site}{number if site == '1' else ''}"
+        for number, (case, site) in enumerate(zip(CASES, lines, strict=False))
+    ]
+    sites.write_text("case,site\n" + "\n".join(rows))
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120, sites=sites), "sites.csv", message)
+
+
+def test_a_table_may_know_the_patients(raw: Path, ham: Path, tmp_path: Path) -> None:
+    sites = tmp_path / "sites.csv"
+    sites.write_text(
+        "case,site,patient\n" + "".join(f"{case},n,{patient}\n" for case, patient in zip(CASES, "aaabb", strict=True))
+    )
+    cohort = ham10000.convert(ham, 120, sites=sites).cohort
+    assert cohort is not None
+    assert (cohort.unit_kind, cohort.cases_by_unit()) == ("patient", {"a": CASES[:3], "b": CASES[3:]})
+    sites.write_text(
+        "case,site,patient\n" + "".join(f"{case},n,{patient}\n" for case, patient in zip(CASES, "abccc", strict=True))
+    )
+    tiny_sources.check_refused(
+        raw, lambda: ham10000.convert(ham, 121, sites=sites), "gives lesion HAM_1 to two patients (a and b)"
+    )
+
+
+def cut_jpg(ham: Path) -> None:
+    path = tiny_sources.ham_image(ham, "ISIC_0000003")
+    tiny_sources.write_jpg(path, size=(120, 160))
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def zero_padded_jpg(ham: Path) -> None:
+    path = tiny_sources.ham_image(ham, "ISIC_0000003")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-60] + bytes(60))
+
+
+def other_size(ham: Path) -> None:
+    tiny_sources.write_png(tiny_sources.ham_mask(ham, "ISIC_0000003"), np.zeros((16, 12), np.uint8))
+
+
+def mask_of(value: int | tuple[int, ...], dtype: type = np.uint8) -> Callable[[Path], None]:
+    def damage(ham: Path) -> None:
+        mask = np.zeros((*SIZE, len(value)) if isinstance(value, tuple) else SIZE, dtype)
+        mask[4, 5] = value
+        if mask.ndim == 3 and mask.shape[2] == 4:
+            mask[0, 0] = 255  # opaque here, transparent elsewhere
+        tiny_sources.write_png(tiny_sources.ham_mask(ham, "ISIC_0000003"), mask)
+
+    return damage
+
+
+def unlink(part: str) -> Callable[[Path], None]:
+    return lambda ham: next(ham.rglob(part)).unlink()
+
+
+BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
+    "truncated": (cut_jpg, "image ISIC_0000003.jpg cannot be read, is it truncated"),
+    "padded": (zero_padded_jpg, "image ISIC_0000003.jpg has no end mark, it is truncated"),
+    "empty": (
+        lambda ham: tiny_sources.ham_image(ham, "ISIC_0000003").write_bytes(b""),
+        "ISIC_0000003.jpg is no JPEG file",
+    ),
+    "page": (
+        lambda ham: tiny_sources.ham_mask(ham, "ISIC_0000003").write_text("<html>"),
+        "_segmentation.png is no PNG file",
+    ),
+    "no image": (unlink("ISIC_0000003.jpg"), "image ISIC_0000003.jpg is missing"),
+    "no mask": (unlink("ISIC_0000003_segmentation.png"), "mask ISIC_0000003_segmentation.png is missing"),
+    "size": (other_size, "image is 16x12 pixels, mask 12x16"),
+    "grey": (mask_of(128), "holds the value 128, needs 0 and 255 alone"),
+    "label": (mask_of(1), "holds the value 1, needs 0 and 255 alone"),
+    "16 bit": (mask_of(65535, np.uint16), "has pixels of mode I;16, needs 8 bits"),
+    "coloured": (mask_of((255, 0, 0)), "is coloured, needs black and white"),
+    "transparent": (mask_of((255, 255, 255, 255)), "is partly transparent"),
+    "CMYK": (
+        lambda ham: tiny_sources.write_jpg(tiny_sources.ham_image(ham, "ISIC_0000003"), mode="CMYK"),
+        "colours of mode CMYK, needs RGB",
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN)
+def test_broken_cases_are_named_and_the_earlier_data_set_is_kept(raw: Path, ham: Path, breakage: str) -> None:
+    assert ham10000.convert(ham, 120).written
+    damage, message = BROKEN[breakage]
+    damage(ham)
+    parts = ("1 of 5 cases are broken, nothing was written: ISIC_0000003", message)
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120, overwrite=True), *parts)
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 121), *parts)
+
+
+def test_every_missing_part_is_in_the_one_line(raw: Path, ham: Path) -> None:
+    shutil.rmtree(ham / "HAM10000_images_part_2")
+    next(ham.rglob("ISIC_0000004_segmentation.png")).unlink()
+    parts = [f"{case} (image {case}.jpg is missing)" for case in CASES[::2]]
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "4 of 5 cases", *parts, "ISIC_0000004 (mask")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_masks_of_any_mode_while_black_and_white(raw: Path, ham: Path, mode: str) -> None:
+    path = tiny_sources.ham_mask(ham, "ISIC_0000003")
+    expected = pixels(path) // 255
+    Image.open(path).convert(mode).save(path)
+    label = pixels(ham10000.convert(ham, 120).folder / "labelsTr" / "ISIC_0000003.png")
+    np.testing.assert_array_equal(label, expected)
+    assert label.dtype == np.uint8
+
+
+def test_grey_photographs_become_rgb(raw: Path, ham: Path) -> None:
+    tiny_sources.write_jpg(tiny_sources.ham_image(ham, "ISIC_0000003"), mode="L")
+    assert pixels(ham10000.convert(ham, 120).folder / "imagesTr" / "ISIC_0000003_0000.png").shape == (*SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "parts"),
+    [
+        (HEADER, [*ROWS, ROWS[0]], ["lists images more than once (1: ISIC_0000001)"]),
+        (HEADER, ROWS[:3], ["has no row for images that are there (2: ISIC_0000004, ISIC_0000005)"]),
+        (HEADER.replace("lesion_id", "id"), ROWS, ["no column 'lesion_id' (columns: id, image_id"]),
+        (HEADER.replace("image_id", "id"), ROWS, ["no column 'image_id'"]),
+        (HEADER, [*ROWS[:4], ROWS[4].replace("HAM_4", "")], ["line 6", "lesion_id or image_id is empty"]),
+        (HEADER, [*ROWS[:4], ROWS[4].replace("vidir_modern", "")], ["names no site for images", "ISIC_0000005"]),
+        (HEADER, [*ROWS[:4], ROWS[4].replace("vidir_modern", "a/b")], ["site 'a/b' cannot name a folder"]),
+    ],
+)
+def test_bad_metadata(raw: Path, ham: Path, header: str, rows: list[str], parts: list[str]) -> None:
+    assert ham10000.convert(ham, 120).written
+    metadata(ham, *rows, header=header)
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120, overwrite=True), "HAM10000_metadata", *parts)
+
+
+def test_no_ham_folder(raw: Path, ham: Path, tmp_path: Path) -> None:
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(tmp_path / "absent", 120), "absent is no folder")
+    (ham / "HAM10000_metadata").unlink()
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "holds no HAM10000_metadata")
+    shutil.rmtree(ham / "HAM10000_segmentations_lesion_tschandl")
+    tiny_sources.check_refused(
+        raw, lambda: ham10000.convert(ham, 120), "holds no masks (ISIC_0024306_segmentation.png ...)"
+    )
+
+
+def test_two_different_images_of_one_id(raw: Path, ham: Path) -> None:
+    tiny_sources.write_jpg(ham / "more" / "ISIC_0000003.jpg", shade=7)
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "ISIC_0000003 is there twice and differs")
+
+
+def test_real_metadata(shared_data: Path) -> None:
+    """The table alone: 7,470 lesions, nine of them at two sites."""
+    path = shared_data / "site_tables" / "ham10000_metadata.csv"
+    if not path.is_file():
+        pytest.skip("the table is not on this machine")
+    _, rows = ham10000._read_metadata([path], path.parent)
+    cohort = ham10000._cohort_from_metadata(rows, path)
+    assert (len(cohort.cases), len(cohort.units())) == (10015, 7470)
+    assert cohort.sites == ["rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias"]

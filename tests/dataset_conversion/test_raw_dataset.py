@@ -1,0 +1,155 @@
+"""A raw data set is written as a whole or not at all: numbers taken, full disks, killed processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_sources
+from PIL import Image
+
+from nnunet_adpfl import atomic_files
+from nnunet_adpfl.dataset_conversion import atomic_folder, ham10000, msd, nifti_case
+
+Setter = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"])
+def test_a_number_that_another_data_set_has_is_refused(raw: Path, ham: Path, variable: str) -> None:
+    other = Path(os.environ[variable]) / "Dataset120_Theirs"
+    other.mkdir()
+    tiny_sources.check_refused(
+        raw, lambda: ham10000.convert(ham, 120), "number 120 belongs to Dataset120_Theirs", "another DATASET_ID"
+    )
+    assert other.is_dir()
+    assert ham10000.convert(ham, 120, name="Theirs", overwrite=True).folder.name == "Dataset120_Theirs"
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "message"),
+    [
+        (0, None, "out of range"),
+        (1000, None, "out of range"),
+        (-3, None, "out of range"),
+        (3, "a b", "--name 'a b'"),
+        (3, "../x", "--name"),
+    ],
+)
+def test_bad_numbers_and_names(raw: Path, ham: Path, number: int, name: str | None, message: str) -> None:
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, number, name=name), message)
+
+
+def test_without_the_variable_the_line_names_it(ham: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    tiny_sources.check_refused(tmp_path, lambda: ham10000.convert(ham, 120), "nnUNet_raw is not set")
+
+
+def test_the_same_again_does_nothing(raw: Path, ham: Path) -> None:
+    assert ham10000.convert(ham, 120).written
+    before = tiny_sources.content(raw)
+    again = ham10000.convert(ham, 120)
+    assert (again.written, again.cases, again.cohort is not None) == (False, 5, True)
+    assert tiny_sources.content(raw) == before
+
+
+def test_another_source_needs_overwrite(raw: Path, ham: Path) -> None:
+    first = ham10000.convert(ham, 120)
+    tiny_sources.ham_image(ham, "ISIC_0000001").unlink()
+    tiny_sources.write_jpg(ham / "HAM10000_images_part_1" / "ISIC_0000001.jpg", shade=201)
+    tiny_sources.check_refused(
+        raw, lambda: ham10000.convert(ham, 120), "made from other files or settings: give --overwrite"
+    )
+    before = (first.folder / "imagesTr" / "ISIC_0000001_0000.png").read_bytes()
+    assert ham10000.convert(ham, 120, overwrite=True).written
+    assert (first.folder / "imagesTr" / "ISIC_0000001_0000.png").read_bytes() != before
+
+
+def test_a_data_set_that_lost_a_file_is_not_taken_for_complete(raw: Path, ham: Path) -> None:
+    folder = ham10000.convert(ham, 120).folder
+    (folder / "labelsTr" / "ISIC_0000001.png").unlink()
+    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "--overwrite")
+    assert ham10000.convert(ham, 120, overwrite=True).written
+
+
+def test_the_record_stays_out_of_dataset_json(raw: Path, ham: Path) -> None:
+    folder = ham10000.convert(ham, 120).folder
+    record = json.loads((folder / "conversion.json").read_text())
+    assert (record["converter"], record["images"], record["labels"]) == ("ham10000", 5, 5)
+    assert record["signature"] not in (folder / "dataset.json").read_text()
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+FULL: dict[str, Setter] = {
+    "images": lambda patch: patch.setattr(nifti_case.shutil, "copyfile", full_disk),
+    "pictures": lambda patch: patch.setattr(Image.Image, "save", full_disk),
+    "json": lambda patch: patch.setattr(atomic_files, "write_bytes", full_disk),
+    "flush": lambda patch: patch.setattr(atomic_folder, "_flush_to_disk", full_disk),
+}
+
+
+@pytest.mark.parametrize("where", FULL)
+def test_full_disk(raw: Path, msd: Path, ham: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    convert = (
+        (lambda: ham10000.convert(ham, 120, overwrite=True)) if where == "pictures" else (lambda: _convert_msd(msd))
+    )
+    convert()
+    before = tiny_sources.content(raw)
+    with monkeypatch.context() as patch:
+        FULL[where](patch)
+        with pytest.raises(OSError, match="No space left"):
+            convert()
+    assert tiny_sources.content(raw) == before
+    assert convert().written
+
+
+def _convert_msd(source: Path) -> msd.WrittenDataset:
+    return msd.convert(source, 77, overwrite=True)
+
+
+SLOW_CONVERSION = """
+    import sys, time
+    from pathlib import Path
+    from nnunet_adpfl.dataset_conversion import msd, nifti_case
+
+    write = nifti_case.write_unchanged
+    def slowly(volume, target):
+        write(volume, target)
+        if "brain_03" in target.name:
+            print("half done", flush=True)
+            time.sleep(60)
+    nifti_case.write_unchanged = slowly
+    msd.convert(Path(sys.argv[1]), 77, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_kill_leaves_no_half_data_set_and_the_next_call_completes(raw: Path, msd: Path, is_there: bool) -> None:
+    target = raw / "Dataset077_Brain"
+    if is_there:
+        _convert_msd(msd)
+    before = tiny_sources.content(target) if is_there else {}
+    environment = {**os.environ, "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(SLOW_CONVERSION), str(msd)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half done\n"
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert [path for path in raw.iterdir() if path.name.endswith(".tmp")], "it was in the middle of its work"
+    assert target.exists() == is_there
+    if is_there:
+        assert tiny_sources.content(target) == before
+    assert _convert_msd(msd).written
+    assert [path.name for path in raw.iterdir()] == [target.name], "what the killed process left is gone"
+    assert len(list((target / "imagesTr").iterdir())) == 4

@@ -1,0 +1,272 @@
+"""Runs that die at any point and are continued: the same weights as undisturbed, and nothing released unpaid."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from workspace import LOCAL_STEPS, ROUNDS, Workspace, assert_equal, copy_of, ledgers, set_folders, steps_paid, weights
+
+from nnunet_adpfl import atomic_files
+from nnunet_adpfl.federation import stored_update
+from nnunet_adpfl.privacy import hash_chain, summary
+from nnunet_adpfl.privacy.mechanism import Mechanism
+from nnunet_adpfl.trainers import checkpoint as checkpoints
+from nnunet_adpfl.trainers.run_folder import RunFolder
+
+TARGET = 8.0
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    weights: dict[str, torch.Tensor]
+    clip_norm: float
+    records: str
+
+
+def result_of(run: Path) -> Undisturbed:
+    state = torch.load(run / "checkpoint_final.pth", weights_only=True)
+    return Undisturbed(dict(state["network_weights"]), state["adpfl"]["clip_norm"], (run / "rounds.jsonl").read_text())
+
+
+def finished_run(planned: Path, base: Path, **plan: Any) -> Undisturbed:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        workspace = copy_of(planned, base)
+        set_folders(monkeypatch, base)
+        workspace.edit_plan(**plan)
+        return result_of(workspace.train())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return finished_run(planned, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Site -> steps that were released, over all processes of a run."""
+    counts: Counter[str] = Counter()
+    original = Mechanism.release
+
+    def release(self: Mechanism, summed: Any, permit: Any, site: str, step: int, randomness: Any) -> Any:
+        counts[site] += 1
+        return original(self, summed, permit, site, step, randomness)
+
+    monkeypatch.setattr(Mechanism, "release", release)
+    return counts
+
+
+@contextmanager
+def killed(owner: Any, name: str, call: int, when: str) -> Iterator[None]:
+    """Die before or after the call-th call of a function, or in the middle of writing a line (``torn``)."""
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def function(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls != call:
+            return original(*arguments, **keywords)
+        if when == "torn":
+            path, line = arguments
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with Path(path).open("ab") as file:
+                file.write(line.encode()[: len(line) // 2])
+        elif when == "after":
+            original(*arguments, **keywords)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(owner, name, function)
+        with pytest.raises(Killed):
+            yield
+
+
+def check_same_result(workspace: Workspace, undisturbed: Undisturbed, released: Counter[str]) -> None:
+    run = workspace.run()
+    found = result_of(run)
+    assert_equal(found.weights, undisturbed.weights)
+    assert (found.clip_norm, found.records) == (undisturbed.clip_norm, undisturbed.records)
+    assert not list(run.rglob("*.tmp"))
+    for site, lines in ledgers(run).items():
+        assert ROUNDS * LOCAL_STEPS <= released[site] <= steps_paid(lines)
+    assert 0 < summary.summarise(run)["epsilon"] <= TARGET
+
+
+# Appended lines of a run, in order: site-a's start (odometer 1, ledger 2), its note on the plan (3, 4), its first round
+# (5, 6) and local log (7); site-b likewise (8 to 14); the record of round 0 (15); then (16, 17), 18, (19, 20), 21, 22, ...
+POINTS = {
+    "described, nothing else": (RunFolder, "save_checkpoint", 1, "before"),
+    "first checkpoint": (RunFolder, "save_checkpoint", 1, "after"),
+    "start line torn in the odometer": (atomic_files, "append_line", 1, "torn"),
+    "start line in the odometer alone": (atomic_files, "append_line", 2, "before"),
+    "start line torn in the ledger": (atomic_files, "append_line", 2, "torn"),
+    "started": (atomic_files, "append_line", 2, "after"),
+    "payment torn in the odometer": (atomic_files, "append_line", 5, "torn"),
+    "payment in the odometer alone": (atomic_files, "append_line", 6, "before"),
+    "payment torn in the ledger": (atomic_files, "append_line", 6, "torn"),
+    "paid": (hash_chain, "append", 6, "after"),
+    "within the first block": (Mechanism, "release", 2, "before"),
+    "update not stored": (stored_update, "save", 1, "before"),
+    "update stored": (stored_update, "save", 1, "after"),
+    "within the second site's block": (Mechanism, "release", 4, "after"),
+    "local log torn": (atomic_files, "append_line", 14, "torn"),
+    "round not recorded": (RunFolder, "append_round", 1, "before"),
+    "round's record torn": (atomic_files, "append_line", 15, "torn"),
+    "round recorded, no checkpoint": (RunFolder, "append_round", 1, "after"),
+    "round's checkpoint not written": (checkpoints, "save", 2, "before"),
+    "round's checkpoint written": (checkpoints, "save", 2, "after"),
+    "second round's payment torn": (atomic_files, "append_line", 20, "torn"),
+    "within the last round": (Mechanism, "release", 11, "after"),
+    "last round's checkpoint": (checkpoints, "save", 4, "after"),
+    "finished, older checkpoint still there": (checkpoints, "save", 5, "after"),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_rule_11_a_run_that_died_goes_on_to_the_same_weights(
+    point: str, workspace: Workspace, undisturbed: Undisturbed, released: Counter[str]
+) -> None:
+    with killed(*POINTS[point]):
+        workspace.train()
+    workspace.train(go_on=True)
+    check_same_result(workspace, undisturbed, released)
+
+
+def test_rule_11_dying_twice_in_one_round_is_paid_three_times(
+    workspace: Workspace, undisturbed: Undisturbed, released: Counter[str]
+) -> None:
+    for go_on in (False, True):
+        with killed(Mechanism, "release", 1, "after"):
+            workspace.train(go_on=go_on)
+    workspace.train(go_on=True)
+    check_same_result(workspace, undisturbed, released)
+    lines = [line for line in ledgers(workspace.run())["site-a"] if line["event"] == "poisson_gaussian"]
+    assert [(line["round"], line["attempt"]) for line in lines] == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+
+
+@pytest.mark.parametrize("setting", ["moving average", "kept optimizer state"])
+@pytest.mark.parametrize("point", ["update not stored", "within the last round", "round's checkpoint written"])
+def test_state_between_rounds_survives(setting: str, point: str, workspace: Workspace, tmp_path: Path, planned: Path) -> None:
+    plan: dict[str, Any] = {"optimizer": {"ema_decay": 0.9}}
+    if setting == "kept optimizer state":
+        plan = {"optimizer": {"momentum": 0.9}, "rounds": {"optimizer_state": "kept"}}
+    workspace.edit_plan(**plan)
+    with killed(*POINTS[point]):
+        workspace.train()
+    workspace.train(go_on=True)
+    found = result_of(workspace.run())
+    assert_equal(found.weights, finished_run(planned, tmp_path / "whole", **plan).weights)
+
+
+@pytest.mark.slow
+def test_rule_11_a_run_may_die_at_every_line_it_writes(
+    workspace: Workspace, undisturbed: Undisturbed, released: Counter[str]
+) -> None:
+    for line in range(1, 30):
+        for when in ("before", "torn"):
+            released.clear()
+            with killed(atomic_files, "append_line", line, when):
+                workspace.train()
+            workspace.train(go_on=True)
+            check_same_result(workspace, undisturbed, released)
+            workspace.run().rename(workspace.base / f"{line}_{when}")
+
+
+@pytest.mark.slow
+def test_rule_11_a_run_may_be_killed_at_any_moment(planned: Path, workspace: Workspace, tmp_path: Path) -> None:
+    """Real processes and SIGKILL, at random moments, up to three times a run."""
+    many = {"reserve_steps": 60, "noise_multiplier": 4.0}
+    expected = finished_run(planned, tmp_path / "whole", **many)
+    workspace.edit_plan(**many)
+    generator = np.random.default_rng(20)
+    kills = 0
+    for number in range(8):
+        log = tmp_path / f"released_{number}"
+        duration = 1.0
+        for attempt in range(4):
+            began = time.monotonic()
+            process = multiprocessing.get_context("fork").Process(target=train_and_count, args=(workspace, log))
+            process.start()
+            process.join(generator.uniform(0, duration) if attempt < 3 else None)
+            kills += process.is_alive()
+            process.kill()
+            process.join()
+            if process.exitcode == 0:
+                duration = time.monotonic() - began
+                break
+        assert process.exitcode == 0
+        found = result_of(workspace.run())
+        assert_equal(found.weights, expected.weights)
+        assert found.records == expected.records
+        released = Counter(log.read_text().split())
+        for site, lines in ledgers(workspace.run()).items():
+            assert released[site] <= steps_paid(lines)
+        assert 0 < summary.summarise(workspace.run())["epsilon"] <= TARGET
+        workspace.run().rename(tmp_path / f"run_{number}")
+    assert kills >= 8
+
+
+def train_and_count(workspace: Workspace, log: Path) -> None:
+    original = Mechanism.release
+
+    def release(self: Mechanism, summed: Any, permit: Any, site: str, step: int, randomness: Any) -> Any:
+        update = original(self, summed, permit, site, step, randomness)
+        with log.open("a") as file:
+            file.write(f"{site}\n")
+        return update
+
+    Mechanism.release = release  # type: ignore[method-assign]
+    workspace.train(go_on=True)
+
+
+def test_rule_11_a_full_disk_leaves_the_previous_checkpoint_readable(
+    workspace: Workspace, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = torch.save, 0
+
+    def full(content: Any, file: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            Path(file).write_bytes(b"half a checkpoint")
+            raise OSError(28, "No space left on device", str(file))
+        original(content, file)
+
+    with monkeypatch.context() as context:
+        context.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            workspace.train()
+    run = workspace.run()
+    assert not list(run.rglob("*.tmp"))
+    assert torch.load(run / "checkpoint_latest.pth", weights_only=True)["adpfl"]["round"] == 1
+    workspace.train(go_on=True)
+    assert_equal(weights(run), undisturbed.weights)
+
+
+def test_rule_11_a_full_disk_while_the_ledger_is_written_stops_before_the_step(
+    workspace: Workspace, released: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(atomic_files.os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            workspace.train()
+    assert not released
+    workspace.train(go_on=True)
+    assert released["site-a"] == ROUNDS * LOCAL_STEPS
