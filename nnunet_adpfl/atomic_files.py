@@ -34,7 +34,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     _fsync(target.parent)
 
 
-def write_bytes(path: Path | str, data: bytes) -> None:
+def write_bytes(path: Path | str, data: bytes | memoryview) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from types import ModuleType
+from typing import NoReturn
 
 import typer
 
@@ -43,13 +44,29 @@ for _group in GROUPS:
 def main() -> None:
     """Entry point: an error meant for the user is one line on standard error and a non-zero exit code."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except AdpflError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
         print("stopped; what was finished is kept (most commands go on with --continue)", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+    except Exception as error:
+        _fail_for_usage(error)
+
+
+def _fail_for_usage(error: Exception) -> NoReturn:
+    """Errors of the command line's parser, which typer keeps private (click's own, or a copy of them)."""
+    if not hasattr(error, "format_message"):
+        raise error
+    message = str(error.format_message())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(message)
         sys.exit(2)
+    _fail(f"{' '.join(message.split())} (see --help)")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

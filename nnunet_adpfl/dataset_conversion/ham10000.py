@@ -22,6 +22,7 @@ from nnunet_adpfl.errors import InputError
 
 NAME = "HAM10000"
 LABELS = {"background": 0, "lesion": 1}
+SYNTHETIC_NOTICE_FILE = "SYNTHETIC.txt"  # says that a set in this layout was made up
 LICENCE = "CC BY-NC 4.0"
 REFERENCE = "Tschandl, Rosendahl, Kittler (2018), doi:10.7910/DVN/DBW86T"
 _SOURCE = "the Harvard Dataverse, doi:10.7910/DVN/DBW86T"
@@ -77,13 +78,20 @@ def convert(
         "labels": LABELS,
         "file_ending": photo_case.ENDING,
         "name": NAME,
-        "licence": LICENCE,
-        "reference": REFERENCE,
+        **_origin(source),
     }
     return raw_dataset.write(
         RawDataset(number, name, "ham10000", dataset_json, tuple(cases.values()), cohort, _convert_case),
         overwrite=overwrite,
     )
+
+
+def _origin(source: Path) -> dict[str, str]:
+    """Licence and reference, or the notice of a made-up set (`adpfl synth`), which is under nobody's licence."""
+    notice = source / SYNTHETIC_NOTICE_FILE
+    if notice.is_file():
+        return {"description": " ".join(notice.read_text(encoding="utf-8").split())}
+    return {"licence": LICENCE, "reference": REFERENCE}
 
 
 def _convert_case(case: SourceCase, images: Path, labels: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from nnunet_adpfl.dataset_conversion.raw_dataset import BrokenCaseError
 
 ENDING = ".png"
+COMPRESSION = 3  # of 9; on photographs a third of the time of the usual 6, files a tenth larger
 CHANNEL_NAMES = {"0": "R", "1": "G", "2": "B"}
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _LARGE = Image.DecompressionBombError, Image.DecompressionBombWarning
@@ -79,8 +80,8 @@ def check_same_size(photo: np.ndarray, mask: np.ndarray) -> None:
 
 def write(photo: np.ndarray, mask: np.ndarray, case: str, images: Path, labels: Path) -> None:
     """``CASE_0000.png`` with all three colours and the label ``CASE.png``, as nnU-Net's own reader has them."""
-    Image.fromarray(photo).save(images / f"{case}_0000{ENDING}")
-    Image.fromarray(mask).save(labels / f"{case}{ENDING}")
+    Image.fromarray(photo).save(images / f"{case}_0000{ENDING}", compress_level=COMPRESSION)
+    Image.fromarray(mask).save(labels / f"{case}{ENDING}", compress_level=COMPRESSION)
 
 
 def _one_line(error: Exception) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nnunet_adpfl import atomic_files
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.federation import stored_update
 from nnunet_adpfl.federation.messages import RoundTask, SiteUpdate, Weights
@@ -152,6 +151,5 @@ def _restore_optimizer(training: PrivateTraining, task: RoundTask, site: Site) -
 def _keep_optimizer(training: PrivateTraining, task: RoundTask, site: Site) -> None:
     if site.mechanism.plan.rounds.optimizer_state == "reset":
         return
-    with atomic_files.replacing(_optimizer_file(site, task.round)) as temporary:
-        torch.save(training.optimizer.state_dict(), temporary)
+    checkpoints.save(training.optimizer.state_dict(), _optimizer_file(site, task.round))
     _optimizer_file(site, task.round - 2).unlink(missing_ok=True)  # the one before may be needed for a retry

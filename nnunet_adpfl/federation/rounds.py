@@ -100,13 +100,15 @@ class FederatedRun:
         for attempt in range(ATTEMPTS_PER_ROUND):
             average = Average(self._shares, self._trained_part(self._global))
             answers = self._engine.collect({site: self._task(site) for site in self._shares})
-            failures = [failure for failure in (self._take(answer, average) for answer in answers) if failure]
+            failures = []
+            for answer in answers:
+                if failure := self._take(answer, average):
+                    note(f"round {self.state.round}, site {failure.site}: {failure.reason}")
+                    if failure.refused:
+                        raise PrivacyRefusedError(failure.reason)
+                    failures.append(failure)
             if not failures:
                 return average
-            for failure in failures:
-                note(f"round {self.state.round}, site {failure.site}: {failure.reason}")
-            if any(failure.refused for failure in failures):
-                raise PrivacyRefusedError(next(failure.reason for failure in failures if failure.refused))
             if any(failure.budget_spent for failure in failures):
                 note("the privacy budget is spent: the run ends here and keeps its weights")
                 return None

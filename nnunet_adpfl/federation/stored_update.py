@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import safetensors.numpy
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from nnunet_adpfl import atomic_files
 from nnunet_adpfl.federation.messages import RoundTask, SiteUpdate
@@ -19,8 +19,7 @@ def save(update: SiteUpdate, task: RoundTask, folder: Path) -> None:
     """Write the update under the identity of its round: run, round and hash of the received weights."""
     fields = {key: value for key, value in asdict(update).items() if key != "weights"}
     metadata = {"task": json.dumps(_identity(task)), "update": json.dumps(fields)}
-    with atomic_files.replacing(folder / FILE_NAME) as temporary:
-        save_file(update.weights, temporary, metadata)
+    atomic_files.write_bytes(folder / FILE_NAME, safetensors.numpy.save(update.weights, metadata))
 
 
 def load(task: RoundTask, folder: Path) -> SiteUpdate | None:

@@ -6,6 +6,7 @@ private run needs to go on: step, clip norm, weights before averaging, head of e
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,10 +48,11 @@ def make(
     }
 
 
-def save(checkpoint: Checkpoint, path: Path) -> None:
+def save(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Write atomically: on a full disk the previous checkpoint stays readable."""
-    with atomic_files.replacing(path) as temporary:
-        torch.save(checkpoint, temporary)
+    buffer = io.BytesIO()  # torch writing to a full disk raises its own error, without the reason in it
+    torch.save(dict(checkpoint), buffer)
+    atomic_files.write_bytes(path, buffer.getbuffer())
 
 
 def load(path: Path) -> Checkpoint:

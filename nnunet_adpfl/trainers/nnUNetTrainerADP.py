@@ -193,5 +193,5 @@ def _errors_in_one_line() -> Iterator[None]:
     """Stock nnU-Net would print a traceback; a message meant for the user ends the command with one line."""
     try:
         yield
-    except AdpflError as error:
+    except (AdpflError, OSError) as error:
         raise SystemExit(f"error: {error}") from None

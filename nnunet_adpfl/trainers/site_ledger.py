@@ -44,6 +44,8 @@ def open_ledger(
 
     Raises PrivacyRefusedError when the ledger is missing, damaged, shorter than recorded, or without its checkpoint.
     """
+    if mechanism.plan.fingerprint == "dp":
+        raise PrivacyRefusedError("privacy plan: fingerprint dp is not available in this version; use pooled or public")
     digest = ledgers.units_digest(units)
     if checkpoint_head is None and not _is_begun(path) and not _has_spent(site_odometers, run, site):
         path.unlink(missing_ok=True)
@@ -106,5 +108,3 @@ def _note_releases_without_guarantee(ledger: Ledger, plan: PrivacyPlan) -> None:
     if not plan.is_private and "training" not in scopes:
         reason = "trained without clipping and noise"
         ledger.append({"event": "non_private", "scope": "training", "reason": reason}, round_index=0, attempt=0)
-    if plan.fingerprint == "dp":
-        raise PrivacyRefusedError("privacy plan: fingerprint dp is not available in this version; use pooled or public")

@@ -31,7 +31,7 @@ def adpfl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["adpfl", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            main.run()
+            main.main()
         said = capsys.readouterr()
         return int(end.value.code or 0), said.out, said.err
 

@@ -1,4 +1,4 @@
-"""HAM10000: the layouts in which it is found, units and sites, and sources that must be refused."""
+"""HAM10000: the layouts in which it is found, its units and sites."""
 
 from __future__ import annotations
 
@@ -19,12 +19,6 @@ from nnunet_adpfl.federation import raw_cases
 CASES = [f"ISIC_000000{number}" for number in range(1, 6)]
 HEADER, ROWS, SIZE = tiny_sources.HAM_HEADER, tiny_sources.HAM_ROWS, tiny_sources.HAM_SIZE
 SITES = {"rosendahl": ["HAM_1", "HAM_2"], "vidir_modern": ["HAM_3", "HAM_4"]}
-
-
-def metadata(ham: Path, *rows: str, header: str = HEADER) -> Path:
-    path = ham / "HAM10000_metadata"
-    path.write_text("\n".join([header, *rows]) + "\n")
-    return path
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -129,7 +123,7 @@ def test_layouts_that_occur(raw: Path, ham: Path, layout: Callable[[Path], None]
 def test_a_lesion_of_two_sites_goes_whole_to_one(raw: Path, ham: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sites = ["vienna_dias", "rosendahl", "rosendahl", "vienna_dias", "rosendahl"]
     lesions = ["A", "A", "A", "B", "B"]
-    metadata(
+    tiny_sources.ham_metadata(
         ham,
         *(
             f"{lesion},{case},nv,histo,45,male,back,{site}"
@@ -143,7 +137,7 @@ def test_a_lesion_of_two_sites_goes_whole_to_one(raw: Path, ham: Path, capsys: p
 
 
 def test_rows_without_files_are_left_out_and_noted(raw: Path, ham: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metadata(ham, *ROWS, "HAM_9,ISIC_0000009,nv,histo,45.0,male,back,vienna_dias")
+    tiny_sources.ham_metadata(ham, *ROWS, "HAM_9,ISIC_0000009,nv,histo,45.0,male,back,vienna_dias")
     assert ham10000.convert(ham, 120).cases == 5
     assert "1 rows of HAM10000_metadata have neither image nor mask" in capsys.readouterr().err
 
@@ -152,7 +146,7 @@ WITHOUT_DATASET = tuple(row.rsplit(",", 1)[0] for row in ROWS)
 
 
 def test_a_copy_without_sites_needs_a_table(raw: Path, ham: Path, tmp_path: Path) -> None:
-    metadata(ham, *WITHOUT_DATASET, header=HEADER.rsplit(",", 1)[0])
+    tiny_sources.ham_metadata(ham, *WITHOUT_DATASET, header=HEADER.rsplit(",", 1)[0])
     tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "no column 'dataset'", "--sites FILE.csv")
     sites = tmp_path / "sites.csv"
     sites.write_text("case,site\n" + "".join(f"{case},{site}\n" for case, site in zip(CASES, "nnsss", strict=True)))
@@ -198,80 +192,6 @@ def test_a_table_may_know_the_patients(raw: Path, ham: Path, tmp_path: Path) -> 
     )
 
 
-def cut_jpg(ham: Path) -> None:
-    path = tiny_sources.ham_image(ham, "ISIC_0000003")
-    tiny_sources.write_jpg(path, size=(120, 160))
-    path.write_bytes(path.read_bytes()[:-2000])
-
-
-def zero_padded_jpg(ham: Path) -> None:
-    path = tiny_sources.ham_image(ham, "ISIC_0000003")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-60] + bytes(60))
-
-
-def other_size(ham: Path) -> None:
-    tiny_sources.write_png(tiny_sources.ham_mask(ham, "ISIC_0000003"), np.zeros((16, 12), np.uint8))
-
-
-def mask_of(value: int | tuple[int, ...], dtype: type = np.uint8) -> Callable[[Path], None]:
-    def damage(ham: Path) -> None:
-        mask = np.zeros((*SIZE, len(value)) if isinstance(value, tuple) else SIZE, dtype)
-        mask[4, 5] = value
-        if mask.ndim == 3 and mask.shape[2] == 4:
-            mask[0, 0] = 255  # opaque here, transparent elsewhere
-        tiny_sources.write_png(tiny_sources.ham_mask(ham, "ISIC_0000003"), mask)
-
-    return damage
-
-
-def unlink(part: str) -> Callable[[Path], None]:
-    return lambda ham: next(ham.rglob(part)).unlink()
-
-
-BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
-    "truncated": (cut_jpg, "image ISIC_0000003.jpg cannot be read, is it truncated"),
-    "padded": (zero_padded_jpg, "image ISIC_0000003.jpg has no end mark, it is truncated"),
-    "empty": (
-        lambda ham: tiny_sources.ham_image(ham, "ISIC_0000003").write_bytes(b""),
-        "ISIC_0000003.jpg is no JPEG file",
-    ),
-    "page": (
-        lambda ham: tiny_sources.ham_mask(ham, "ISIC_0000003").write_text("<html>"),
-        "_segmentation.png is no PNG file",
-    ),
-    "no image": (unlink("ISIC_0000003.jpg"), "image ISIC_0000003.jpg is missing"),
-    "no mask": (unlink("ISIC_0000003_segmentation.png"), "mask ISIC_0000003_segmentation.png is missing"),
-    "size": (other_size, "image is 16x12 pixels, mask 12x16"),
-    "grey": (mask_of(128), "holds the value 128, needs 0 and 255 alone"),
-    "label": (mask_of(1), "holds the value 1, needs 0 and 255 alone"),
-    "16 bit": (mask_of(65535, np.uint16), "has pixels of mode I;16, needs 8 bits"),
-    "coloured": (mask_of((255, 0, 0)), "is coloured, needs black and white"),
-    "transparent": (mask_of((255, 255, 255, 255)), "is partly transparent"),
-    "CMYK": (
-        lambda ham: tiny_sources.write_jpg(tiny_sources.ham_image(ham, "ISIC_0000003"), mode="CMYK"),
-        "colours of mode CMYK, needs RGB",
-    ),
-}
-
-
-@pytest.mark.parametrize("breakage", BROKEN)
-def test_broken_cases_are_named_and_the_earlier_data_set_is_kept(raw: Path, ham: Path, breakage: str) -> None:
-    assert ham10000.convert(ham, 120).written
-    damage, message = BROKEN[breakage]
-    damage(ham)
-    parts = ("1 of 5 cases are broken, nothing was written: ISIC_0000003", message)
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120, overwrite=True), *parts)
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 121), *parts)
-
-
-def test_every_missing_part_is_in_the_one_line(raw: Path, ham: Path) -> None:
-    shutil.rmtree(ham / "HAM10000_images_part_2")
-    next(ham.rglob("ISIC_0000004_segmentation.png")).unlink()
-    parts = [f"{case} (image {case}.jpg is missing)" for case in CASES[::2]]
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "4 of 5 cases", *parts, "ISIC_0000004 (mask")
-
-
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
 def test_masks_of_any_mode_while_black_and_white(raw: Path, ham: Path, mode: str) -> None:
     path = tiny_sources.ham_mask(ham, "ISIC_0000003")
@@ -285,39 +205,6 @@ def test_masks_of_any_mode_while_black_and_white(raw: Path, ham: Path, mode: str
 def test_grey_photographs_become_rgb(raw: Path, ham: Path) -> None:
     tiny_sources.write_jpg(tiny_sources.ham_image(ham, "ISIC_0000003"), mode="L")
     assert pixels(ham10000.convert(ham, 120).folder / "imagesTr" / "ISIC_0000003_0000.png").shape == (*SIZE, 3)
-
-
-@pytest.mark.parametrize(
-    ("header", "rows", "parts"),
-    [
-        (HEADER, [*ROWS, ROWS[0]], ["lists images more than once (1: ISIC_0000001)"]),
-        (HEADER, ROWS[:3], ["has no row for images that are there (2: ISIC_0000004, ISIC_0000005)"]),
-        (HEADER.replace("lesion_id", "id"), ROWS, ["no column 'lesion_id' (columns: id, image_id"]),
-        (HEADER.replace("image_id", "id"), ROWS, ["no column 'image_id'"]),
-        (HEADER, [*ROWS[:4], ROWS[4].replace("HAM_4", "")], ["line 6", "lesion_id or image_id is empty"]),
-        (HEADER, [*ROWS[:4], ROWS[4].replace("vidir_modern", "")], ["names no site for images", "ISIC_0000005"]),
-        (HEADER, [*ROWS[:4], ROWS[4].replace("vidir_modern", "a/b")], ["site 'a/b' cannot name a folder"]),
-    ],
-)
-def test_bad_metadata(raw: Path, ham: Path, header: str, rows: list[str], parts: list[str]) -> None:
-    assert ham10000.convert(ham, 120).written
-    metadata(ham, *rows, header=header)
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120, overwrite=True), "HAM10000_metadata", *parts)
-
-
-def test_no_ham_folder(raw: Path, ham: Path, tmp_path: Path) -> None:
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(tmp_path / "absent", 120), "absent is no folder")
-    (ham / "HAM10000_metadata").unlink()
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "holds no HAM10000_metadata")
-    shutil.rmtree(ham / "HAM10000_segmentations_lesion_tschandl")
-    tiny_sources.check_refused(
-        raw, lambda: ham10000.convert(ham, 120), "holds no masks (ISIC_0024306_segmentation.png ...)"
-    )
-
-
-def test_two_different_images_of_one_id(raw: Path, ham: Path) -> None:
-    tiny_sources.write_jpg(ham / "more" / "ISIC_0000003.jpg", shade=7)
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "ISIC_0000003 is there twice and differs")
 
 
 def test_real_metadata(shared_data: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -214,3 +215,13 @@ def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OSError, match="No space left"):
         ham10000.generate(tmp_path / "out", lesions=5, sites=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converted_made_up_set_does_not_claim_the_real_ones_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{part}", str(tmp_path / part))
+    ham10000.generate(tmp_path / "source", lesions=20, size=(32, 40))
+    written = converter.convert(tmp_path / "source", 7)
+    description = json.loads((written.folder / "dataset.json").read_text())
+    assert "licence" not in description
+    assert "Made-up" in description["description"]

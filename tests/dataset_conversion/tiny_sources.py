@@ -63,8 +63,15 @@ def write_ham(folder: Path, rows: Sequence[str] = HAM_ROWS, header: str = HAM_HE
         mask = np.zeros(HAM_SIZE, dtype=np.uint8)
         mask[3:8, 4 : 9 + odd] = 255
         write_png(ham_mask(folder, case), mask)
-    (folder / "HAM10000_metadata").write_text("\n".join([header, *rows]) + "\n")
+    ham_metadata(folder, *rows, header=header)
     return folder
+
+
+def ham_metadata(ham: Path, *rows: str, header: str = HAM_HEADER) -> Path:
+    """Replace the metadata table."""
+    path = ham / "HAM10000_metadata"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
 
 
 def ham_image(folder: Path, case: str) -> Path:

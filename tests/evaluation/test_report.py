@@ -20,7 +20,6 @@ from nnunet_adpfl.evaluation.run_evaluation import evaluate_run
 from nnunet_adpfl.privacy import accounting
 from nnunet_adpfl.privacy.accounting import poisson_gaussian
 
-
 _KNOWN: dict[tuple, float | None] = {}
 
 
@@ -242,11 +241,11 @@ def test_bad_input_is_one_line(
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, str, str]:
-    from nnunet_adpfl.cli.main import run
+    from nnunet_adpfl.cli.main import main
 
     monkeypatch.setattr("sys.argv", ["adpfl", *map(str, arguments)])
     with pytest.raises(SystemExit) as left:
-        run()
+        main()
     captured = capsys.readouterr()
     return int(left.value.code or 0), captured.out, captured.err
 

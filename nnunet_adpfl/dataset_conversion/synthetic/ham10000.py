@@ -16,6 +16,7 @@ from PIL import Image
 
 from nnunet_adpfl import progress
 from nnunet_adpfl.dataset_conversion.atomic_folder import replacing_folder
+from nnunet_adpfl.dataset_conversion.ham10000 import SYNTHETIC_NOTICE_FILE
 from nnunet_adpfl.dataset_conversion.synthetic.dermoscopy import draw_case
 from nnunet_adpfl.dataset_conversion.synthetic.randomness import generator_for
 from nnunet_adpfl.dataset_conversion.synthetic.skin_lesion import Lesion, draw_lesion
@@ -76,7 +77,7 @@ def generate(
     with replacing_folder(out) as folder:
         rows = _write_images(folder, site_of, images_of, looks, size, seed)
         _write_metadata(folder / "HAM10000_metadata", rows)
-        (folder / "SYNTHETIC.txt").write_text(NOTICE, encoding="utf-8")
+        (folder / SYNTHETIC_NOTICE_FILE).write_text(NOTICE, encoding="utf-8")
     lesion_counts, image_counts = Counter(site_of.values()), Counter(row["dataset"] for row in rows)
     return GeneratedSet(
         out, {site: lesion_counts[site] for site in looks}, {site: image_counts[site] for site in looks}
