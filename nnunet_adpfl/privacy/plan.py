@@ -56,7 +56,7 @@ class NoiseDecay(_Section):
 
 class Optimizer(_Section):
     name: Literal["sgd", "adam"] = "sgd"
-    learning_rate: Positive = 0.05  # of gradients with norm 1 or less (divided by the clip norm)
+    learning_rate: Positive = 0.1  # of gradients with norm 1 or less (divided by the clip norm)
     learning_rate_non_private: Positive = 0.5  # of nnUNetTrainerNP, whose gradients are as they are
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-5  # applied after the noise
