@@ -32,7 +32,7 @@ _HOME = {
     "PrivacyPlan": "privacy.plan",
     "AdpflError": "errors",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605  (a list of names all the same)
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

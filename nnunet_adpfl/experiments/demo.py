@@ -43,9 +43,10 @@ class DemoSettings:
     """Size of the demo. The defaults take less than eight minutes on two cores."""
 
     lesions: int = MOST_LESIONS
-    rounds: int = 12
+    rounds: int = 10
     local_steps: int = 5
     base_features: int = 8
+    learning_rate: float = 0.15
     epsilon: float = 8.0
     heterogeneity: float = 0.5
     seed: int = 0
@@ -92,7 +93,10 @@ def _run(dataset: str, trainer: str, settings: DemoSettings) -> dict[str, Any]:
         epsilon=settings.epsilon,
         steps=settings.rounds * settings.local_steps,
         seed=settings.seed,
-        sections={"rounds": {"local_steps": settings.local_steps}},
+        sections={
+            "rounds": {"local_steps": settings.local_steps},
+            "optimizer": {"learning_rate": settings.learning_rate},
+        },
     )
     choices = TrainingChoices(trainer=trainer, device=settings.device, mirroring=False)
     return pipeline.run(dataset, CONFIGURATION, FOLD, planning, privacy, choices)

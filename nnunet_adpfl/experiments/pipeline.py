@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_adpfl import cohort as cohorts
 from nnunet_adpfl import folders, folds
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.evaluation.metrics import DEFAULT_TOLERANCE_MM
@@ -16,7 +17,7 @@ from nnunet_adpfl.evaluation.report import write_report
 from nnunet_adpfl.evaluation.run_evaluation import evaluate_run
 from nnunet_adpfl.experiments.memory import peak_memory_mib
 from nnunet_adpfl.federation import dependent_runs, privacy_planning
-from nnunet_adpfl.federation.planning import PlannedDataset, PlanningChoices, prepare_dataset
+from nnunet_adpfl.federation.planning import PlannedDataset, PlanningChoices, check_planning_choices, prepare_dataset
 from nnunet_adpfl.federation.privacy_planning import PrivacyChoices
 from nnunet_adpfl.federation.training import chosen_device, train
 from nnunet_adpfl.privacy import plan as privacy_plans
@@ -24,7 +25,7 @@ from nnunet_adpfl.privacy.plan import PrivacyPlan
 from nnunet_adpfl.privacy.summary import summarise
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import checkpoint as checkpoints
-from nnunet_adpfl.trainers.prepared_fold import plans_digest
+from nnunet_adpfl.trainers.prepared_fold import check_trainer, plans_digest
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ def plan(
     Returns ``{"dataset", "plans", "preprocessed", "configurations": {NAME: figures of its privacy plan}}``.
     Raises InputError before anything is overwritten, also where an unfinished run needs the privacy plan that is there.
     """
+    check_planning_choices(planning, configurations)
+    cohort = cohorts.load(folders.raw_folder(dataset))
+    privacy_planning.check_choices(cohort, planning.fingerprint_kind, privacy)
     planned = prepare_dataset(dataset, configurations, planning)
     written = {}
     for configuration in configurations:
@@ -80,6 +84,7 @@ def run(
     ``all`` trained on every case, so it is not evaluated.
     """
     chosen_device(choices.device)
+    check_trainer(choices.trainer)
     seconds: dict[str, float] = {}
     with _timed(seconds, "plan"):
         planned = plan(dataset, [configuration], planning, privacy)

@@ -91,7 +91,7 @@ def prepare_dataset(
     choices = choices or PlanningChoices()
     name = folders.dataset_name(dataset)
     raw_folder, preprocessed, results = folders.raw_folder(name), folders.preprocessed_folder(name), folders.results_folder(name)
-    _check_choices(choices, configurations)
+    check_planning_choices(choices, configurations)
     raw = raw_cases.load(raw_folder)
     cohort = _cohort_of(raw_folder, raw)
     made = make_splits(cohort, n_folds=choices.n_folds, seed=choices.seed, small_sites=choices.small_sites)

@@ -63,6 +63,21 @@ def make_privacy_plan(
     Raises InputError naming the field that is out of range.
     """
     units = units_of_folds(cohort, splits)
+    digests = {"cohort_digest": cohort.digest(), "plans_digest": plans_digest(plans)}
+    return mechanism.calibrated(parse({**_chosen(cohort, units, fingerprint, choices), **digests}, "privacy plan"))
+
+
+def check_choices(cohort: Cohort, fingerprint: str, choices: PrivacyChoices) -> None:
+    """InputError for choices that no privacy plan of this cohort can have; for before the long work of planning."""
+    units = {folds.ALL: {site: len(cohort.units(site)) for site in cohort.sites}}
+    unknown = {"cohort_digest": "", "plans_digest": ""}
+    parse({**_chosen(cohort, units, fingerprint, choices), **unknown}, "privacy plan")
+
+
+def _chosen(
+    cohort: Cohort, units: Mapping[str, Mapping[str, int]], fingerprint: str, choices: PrivacyChoices
+) -> dict[str, Any]:
+    """Content of the privacy plan but for what it belongs to."""
     steps = choices.steps if choices.steps is not None else DEFAULT_STEPS
     sections = {name: dict(values) for name, values in choices.sections.items()}
     local_steps = sections.get("rounds", {}).get("local_steps", DEFAULT_LOCAL_STEPS)
@@ -75,8 +90,6 @@ def make_privacy_plan(
         "steps": steps,
         "reserve_steps": _or_default(choices.reserve_steps, _default_reserve(steps, local_steps)),
         "fingerprint": fingerprint,
-        "cohort_digest": cohort.digest(),
-        "plans_digest": plans_digest(plans),
         **sections,
     }
     for name in ("patches_per_unit", "validation", "seed"):
@@ -84,7 +97,7 @@ def make_privacy_plan(
             content[name] = getattr(choices, name)
     if choices.initial_weights is not None:
         content["initial_weights"] = _declared_public(choices.initial_weights)
-    return mechanism.calibrated(parse(content, "privacy plan"))
+    return content
 
 
 def units_of_folds(cohort: Cohort, splits: Sequence[folds.Split]) -> dict[str, dict[str, int]]:
@@ -111,7 +124,9 @@ def _default_delta(units: Mapping[str, Mapping[str, int]]) -> float:
     return float(10.0 ** math.floor(math.log10(1 / (10 * largest))))
 
 
-def _default_reserve(steps: int, local_steps: int) -> int:
+def _default_reserve(steps: int, local_steps: Any) -> int:
+    """``local_steps`` may be a user's typing error here; the plan's own check names it."""
+    local_steps = local_steps if isinstance(local_steps, int) and local_steps > 0 else DEFAULT_LOCAL_STEPS
     return max(math.ceil(RESERVE_SHARE * steps), 2 * local_steps)
 
 

@@ -46,6 +46,7 @@ def train(
 
     Raises InputError, PrivacyRefusedError before the first step, and AdpflError when a site fails twice.
     """
+    folders.base_folder("nnUNet_results")  # said before any work
     preprocessed = folders.preprocessed_folder(dataset)
     prepared = prepared_fold.load(preprocessed, plans, configuration, fold, trainer, local_steps=local_steps)
     _check_rounds(prepared, rounds)

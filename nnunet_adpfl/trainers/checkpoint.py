@@ -35,7 +35,7 @@ def make(
 ) -> Checkpoint:
     """The content of a checkpoint file; ``adpfl`` is described in the module's docstring."""
     return {
-        "network_weights": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
+        "network_weights": {name: plain_copy(value) for name, value in network.state_dict().items()},
         "optimizer_state": dict(optimizer_state),
         "grad_scaler_state": None,
         "logging": {},
@@ -46,6 +46,11 @@ def make(
         "inference_allowed_mirroring_axes": mirroring_axes,
         "adpfl": dict(adpfl),
     }
+
+
+def plain_copy(value: torch.Tensor) -> torch.Tensor:
+    """Detached, on the CPU, contiguous whatever memory format the network trains in."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def save(checkpoint: Mapping[str, Any], path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nnunet_adpfl.errors import AdpflError, InputError
+from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.nnunet_compat.training import Patches, PatchSource
 from nnunet_adpfl.privacy.gradients.interface import UnitPatches
 
@@ -61,14 +61,15 @@ class PatientLoader:
     def stream(self, requests: Sequence[UnitRequest]) -> Iterator[UnitPatches]:
         """Patches of every request, in order. The caller reads them all, or the rest is dropped.
 
-        Raises AdpflError when a case cannot be read: the run stops, nobody is drawn in its place.
+        Raises PrivacyRefusedError when a case cannot be read: the run stops. Repeating the step until nobody unreadable is
+        drawn would no longer be the sampling that is accounted for.
         """
         self._queue.requests = list(requests)
         if not requests:
             return
         for data, target in self._loader:
             if isinstance(data, str):
-                raise AdpflError(data)
+                raise PrivacyRefusedError(data)
             yield UnitPatches(self._moved(data), self._moved_target(target))
 
     def close(self) -> None:
@@ -116,8 +117,9 @@ class _Queue(Sampler[UnitRequest]):
 
 
 def _reason(request: UnitRequest, error: Exception) -> str:
+    first_line = " ".join(str(error).strip().splitlines()[:1])
     return (
-        f"a preprocessed case among {', '.join(request.cases)} cannot be read ({type(error).__name__}: {error}); "
+        f"a preprocessed case among {', '.join(request.cases)} cannot be read ({type(error).__name__}: {first_line}); "
         "preprocess it again with `adpfl plan`"
     )
 

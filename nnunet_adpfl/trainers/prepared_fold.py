@@ -85,8 +85,7 @@ def variant(plan: PrivacyPlan, trainer: str, local_steps: int | None = None) -> 
 
     NP has a learning rate of its own, because its gradients are not divided by the clip norm.
     """
-    if trainer not in TRAINERS:
-        raise InputError(f"trainer {trainer!r} is unknown; use one of {', '.join(TRAINERS)}")
+    check_trainer(trainer)
     content = plan.model_dump(mode="json")
     if trainer == "nnUNetTrainerDP":
         content |= {"noise_decay": {}, "noise_multiplier": None}
@@ -97,6 +96,11 @@ def variant(plan: PrivacyPlan, trainer: str, local_steps: int | None = None) -> 
     if local_steps is not None:
         content["rounds"]["local_steps"] = local_steps
     return privacy_plans.parse(content, "privacy plan")
+
+
+def check_trainer(trainer: str) -> None:
+    if trainer not in TRAINERS:
+        raise InputError(f"trainer {trainer!r} is unknown; use one of {', '.join(TRAINERS)}")
 
 
 def plans_digest(plans: dict[str, Any]) -> str:

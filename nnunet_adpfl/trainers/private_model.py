@@ -18,6 +18,7 @@ from nnunet_adpfl.privacy.plan import InitialWeights, PrivacyPlan
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers.parameters import select_trained, weights_digest
 
+_NARROW = 16  # features of the first stage
 _PROBE_SEED = 0  # random patches that show which parameters get a gradient; no patient is involved
 
 
@@ -44,6 +45,7 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan) -> PrivateModel:
     """Build it from a trainer that knows plan, configuration and device; weights depend on the plan's seed alone."""
     network = stock.build_network(trainer, plan.seed)
     _load_declared_weights(network, plan.initial_weights)
+    _choose_memory_format(network, trainer.device)
     loss = stock.build_loss(trainer)
 
     def probe() -> torch.Tensor:
@@ -60,6 +62,13 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan) -> PrivateModel:
     trained = select_trained(network, plan.trainable, probe)
     engine = LoopEngine(network, loss, trained, autocast=trainer.device.type == "cuda")
     return PrivateModel(network, loss, trained, engine, weights_digest(network))
+
+
+def _choose_memory_format(network: nn.Module, device: torch.device) -> None:
+    """Channels last for narrow 3D networks on a CPU, where it is 1.4 to 1.8 times faster (docs/performance.md)."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv3d)), None)
+    if device.type == "cpu" and first is not None and first.out_channels < _NARROW:
+        network.to(memory_format=torch.channels_last_3d)
 
 
 def _load_declared_weights(network: nn.Module, declared: InitialWeights) -> None:

@@ -113,7 +113,7 @@ class RunFolder:
         if average:
             names = checkpoints.first_names(network)
             content["network_weights"].update(
-                {name: average[first].detach().cpu().clone() for name, first in names.items() if first in average}
+                {name: checkpoints.plain_copy(average[first]) for name, first in names.items() if first in average}
             )
         path = self.path / (checkpoints.FINAL if state.finished else checkpoints.LATEST)
         checkpoints.save(content, path)

@@ -135,13 +135,11 @@ def test_rule_11_the_ledger_is_written_before_the_first_step(site: Site, monkeyp
 def test_rule_11_a_spent_budget_stops_before_the_first_step(site: Site) -> None:
     site, engine = one_site.counting(site)
     task = one_site.first_task(site)
-    taken = 0
-    with pytest.raises(BudgetExhaustedError, match="above the target"):
-        for number in range(50):
-            run_site_round(replace(task, clip_norm=1.0 + number), site)
-            taken = engine.steps
-    assert taken >= site.mechanism.plan.steps + site.mechanism.plan.reserve_steps
-    assert engine.steps == taken == steps_paid(ledger_of(site))
+    for number in range(5):  # steps and reserve of the plan, all for the first round
+        run_site_round(replace(task, clip_norm=1.0 + number), site)
+    with pytest.raises(BudgetExhaustedError, match="above the target 8"):
+        run_site_round(replace(task, clip_norm=9.0), site)
+    assert engine.steps == steps_paid(ledger_of(site)) == 10
 
 
 def test_rule_11_a_ledger_older_than_the_servers_checkpoint_is_refused(site: Site) -> None:
@@ -206,7 +204,7 @@ def test_kept_optimizer_state_comes_back_in_the_next_round(workspace: Workspace)
     kept = run_site_round(later, site)
     (site.folder / "optimizer_after_round_0.pth").unlink()
     lose(site, kept, later)
-    with pytest.raises(AdpflError, match="optimizer_after_round_0.pth is missing"):
+    with pytest.raises(AdpflError, match=r"optimizer_after_round_0\.pth is missing"):
         run_site_round(later, site)
     assert steps_paid(ledger_of(site)) == 4
     assert sorted(path.name for path in site.folder.glob("optimizer*")) == ["optimizer_after_round_1.pth"]

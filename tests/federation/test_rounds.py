@@ -124,7 +124,7 @@ def test_rule_07_noise_declared_by_hand_is_the_noise_of_the_run(workspace: Works
     spent = [line for line in ledgers(run)["site-b"] if line["event"] == "poisson_gaussian"]
     assert {line["noise_multiplier"] for line in spent} == {3.000001}  # rounded up
     workspace.edit_plan(noise_multiplier=0.1)
-    with pytest.raises(PrivacyRefusedError, match="noise_multiplier 0.1"):
+    with pytest.raises(PrivacyRefusedError, match=r"noise_multiplier 0\.1"):
         workspace.train(trainer="nnUNetTrainerADP", configuration="3d_fullres", fold=1)
     assert not workspace.run(fold=1).joinpath("sites").exists()
 

@@ -14,7 +14,7 @@ import torch
 from injected_randomness import InjectedRandomness
 from workspace import CONFIGURATION, PLANS, Workspace, ledgers, read, steps_paid
 
-from nnunet_adpfl.errors import AdpflError, InputError
+from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.nnunet_compat.training import PatchSource
 from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, UnitPatches
@@ -234,7 +234,7 @@ def test_rule_02_an_unreadable_case_stops_the_stream_with_one_line(
     corrupt(workspace, SPOILT[damage])
     stream = loader(patches, workers).stream([request("patient_00"), request("patient_01"), request("patient_03")])
     next(stream)
-    with pytest.raises(AdpflError, match="case_01_0 cannot be read") as error:
+    with pytest.raises(PrivacyRefusedError, match="case_01_0 cannot be read") as error:
         next(stream)
     assert "\n" not in str(error.value)
 
@@ -245,8 +245,8 @@ def test_rule_02_an_unreadable_case_stops_the_run_and_nobody_is_drawn_again(work
     fold = read(workspace.preprocessed / "splits_final.json")[0]["train"]
     case = next(case for case in fold if case.startswith("case_02"))
     corrupt(workspace, truncate, case)
-    with pytest.raises(AdpflError, match=f"{case} cannot be read") as error:
-        workspace.train(randomness=SecretRandomness())
+    with pytest.raises(PrivacyRefusedError, match=f"{case} cannot be read") as error:
+        workspace.train()
     assert "\n" not in str(error.value)
     lines = ledgers(workspace.run())["site-a"]
     attempts = [(line["round"], line["attempt"]) for line in lines if line["event"] == "poisson_gaussian"]
