@@ -190,7 +190,8 @@ def _plans(
     ), merged  # fmt: skip
 
 
-def _check_choices(choices: PlanningChoices, configurations: Sequence[str]) -> None:
+def check_planning_choices(choices: PlanningChoices, configurations: Sequence[str]) -> None:
+    """InputError for choices that are wrong whatever the data is."""
     if not configurations:
         raise InputError("no configuration given: add -c 2d or -c 3d_fullres")
     if choices.base_features is not None and choices.base_features < 1:

@@ -20,7 +20,7 @@ from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers import post_processing, prepared_fold, private_model, run_manifest
 from nnunet_adpfl.trainers.central_run import CentralRun
 from nnunet_adpfl.trainers.parameters import weights_digest
-from nnunet_adpfl.trainers.patient_loader import PatientLoader
+from nnunet_adpfl.trainers.patient_loader import PatientLoader, default_workers
 from nnunet_adpfl.trainers.run_folder import RunFolder
 from nnunet_adpfl.trainers.run_state import RunState
 
@@ -106,6 +106,7 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
                 self.prepared.plan.oversample_foreground,
             )
             loader = PatientLoader(source, self.device)
+            _leave_cores_to_loader(self.device)
             try:
                 state = self._start() if self.resumed is None else self._go_on(self.resumed[1])
                 self._train(loader, state)
@@ -177,6 +178,13 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
             self.print_to_log_file(
                 f"Step {state.steps_done}/{plan.steps}, clip norm {state.clip_norm:.4g}, learning rate {rate:.4g}"
             )
+
+
+def _leave_cores_to_loader(device: torch.device) -> None:
+    """nnU-Net takes all cores for training on a CPU. Where its spinning threads meet the loader's workers, a step takes
+    many times longer (docs/performance.md)."""
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() - default_workers()))
 
 
 def _refuse_unsupported_call() -> None:

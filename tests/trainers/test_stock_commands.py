@@ -29,7 +29,7 @@ def environment(workspace: Workspace) -> dict[str, str]:
     path = subprocess.run([command("adpfl"), "trainer-path"], capture_output=True, text=True, check=True).stdout.strip()
     workspace.plan_file.with_name(f"{PLANS}__2d.privacy.json").write_text(longer_plan(workspace))
     # nnU-Net asks for as many threads as there are processors; where these are busy, tiny tensors wait for them.
-    return {**os.environ, "nnUNet_extTrainer": path, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "OMP_THREAD_LIMIT": "1"}
+    return {**os.environ, "nnUNet_extTrainer": path, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def longer_plan(workspace: Workspace) -> str:
