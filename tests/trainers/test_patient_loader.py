@@ -20,6 +20,7 @@ from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, UnitPatches
 from nnunet_adpfl.privacy.mechanism import Permit
 from nnunet_adpfl.privacy.noise import SecretRandomness
+from nnunet_adpfl.privacy.sampling import poisson_draw
 from nnunet_adpfl.trainers import prepared_fold
 from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnitRequest, default_workers
 from nnunet_adpfl.trainers.private_training import PrivateTraining
@@ -189,9 +190,14 @@ def test_rule_01_a_unit_with_two_cases_is_one_contribution(workspace: Workspace)
     assert [list(made.cases) for made in loader.requests] == [cases[unit] for unit in sorted(cases)] * 2
 
 
-def test_rule_03_every_request_of_a_block_has_a_key_of_its_own(workspace: Workspace) -> None:
-    _, loader, cases = run_steps(workspace, 3, sampling_rate=1.0)
-    assert len({made.key for made in loader.requests}) == 3 * len(cases)
+def test_rule_03_keys_of_a_block_depend_on_site_step_and_unit_alone(workspace: Workspace) -> None:
+    """Not on the order or the number of those drawn: half of the units are missing in each step."""
+    _, loader, cases = run_steps(workspace, 8, sampling_rate=0.5)
+    randomness, units = InjectedRandomness(9), sorted(cases)
+    drawn = [(step, unit) for step in range(8) for unit in poisson_draw(units, 0.5, randomness.draws("site-a", step))]
+    assert len(drawn) > 8
+    assert [made.key for made in loader.requests] == [randomness.patch_key("site-a", *each) for each in drawn]
+    assert [made.cases for made in loader.requests] == [tuple(cases[unit]) for _, unit in drawn]
 
 
 def test_rule_02_an_empty_draw_is_a_step_like_any_other(workspace: Workspace) -> None:
