@@ -51,6 +51,7 @@ def write_json(path: Path | str, value: Any) -> None:
 def append_line(path: Path | str, line: str) -> None:
     """Append one line and force it to disk before returning (used for ledgers: write ahead, then act)."""
     target = Path(path)
+    new_folders = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     is_new = not target.exists()
     descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -63,6 +64,8 @@ def append_line(path: Path | str, line: str) -> None:
         os.close(descriptor)
     if is_new:
         _fsync(target.parent)
+        for folder in new_folders:
+            _fsync(folder.parent)
 
 
 def _fsync(path: Path) -> None:

@@ -52,6 +52,10 @@ class Cohort:
         for case, entry in self.cases.items():
             if not entry.unit or not entry.site:
                 raise InputError(f"cohort: case {case} has an empty unit or site")
+            if not names_a_folder(entry.site):
+                raise InputError(
+                    f"cohort: site {entry.site!r} cannot name a folder: use letters, digits, blanks, '-' and '_'"
+                )
             if site_of_unit.setdefault(entry.unit, entry.site) != entry.site:
                 raise InputError(
                     f"cohort: {self.unit_kind} {entry.unit} is at two sites ({site_of_unit[entry.unit]} and {entry.site}); "
@@ -90,6 +94,11 @@ class Cohort:
         path = folder / FILE_NAME
         atomic_files.write_json(path, self.to_json())
         return path
+
+
+def names_a_folder(site: str) -> bool:
+    """Whether a site's name can be the name of its folder; what it spent lies there."""
+    return not (site.startswith(".") or len(site) > 80 or not site.isprintable() or set(site) & set('/\\:*?"<>|'))
 
 
 def load(folder: Path) -> Cohort:

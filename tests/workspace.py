@@ -15,6 +15,9 @@ import torch
 from injected_randomness import InjectedRandomness
 
 from nnunet_adpfl.experiments import pipeline
+from nnunet_adpfl.federation.client import Site, run_site_round
+from nnunet_adpfl.federation.engines import in_process
+from nnunet_adpfl.federation.messages import RoundTask, SiteUpdate
 from nnunet_adpfl.federation.privacy_planning import PrivacyChoices
 from nnunet_adpfl.federation.training import train
 from nnunet_adpfl.nnunet_compat import planning as stock
@@ -97,6 +100,20 @@ class Workspace:
         """`adpfl train` in this process, with randomness that repeats itself."""
         choices = {"plans": PLANS, "workers": 0, "randomness": InjectedRandomness(SEED), **choices}
         return train(tiny_dataset.NAME, configuration, fold, **choices)
+
+    def train_until(self, round_index: int, **choices: Any) -> Path:
+        """A run that is killed before the first step of this round; returns its folder."""
+
+        def killed(task: RoundTask, site: Site) -> SiteUpdate:
+            if task.round == round_index:
+                raise KeyboardInterrupt
+            return run_site_round(task, site)
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(in_process, "run_site_round", killed)
+            with pytest.raises(KeyboardInterrupt):
+                self.train(**choices)
+        return self.run()
 
     def edit_plan(self, **changes: Any) -> None:
         """Edit the privacy plan by hand; a mapping changes fields of a section."""

@@ -47,9 +47,11 @@ def tell(summary: dict[str, Any]) -> None:
     typer.echo(f"Guarantee: {summary['guarantee']}. Not covered:")
     for item in summary["not_covered"]:
         typer.echo(f"  - {item}")
-    table = Table("site", "steps", "epsilon (PLD)", "epsilon (PRV)", "target")
+    if not all(site["complete"] for site in summary["sites"].values()):
+        typer.echo("The run took fewer steps than it declared, so its epsilon is the target, not what it spent so far.")
+    table = Table("site", "steps", "epsilon", "spent (PLD)", "spent (PRV)", "target")
     for name, site in summary["sites"].items():
-        figures = (site["epsilon"], site["epsilon_prv"], site["target_epsilon"])
+        figures = (site["epsilon"], site["epsilon_spent"], site["epsilon_prv"], site["target_epsilon"])
         table.add_row(name, str(site["steps"]), *("-" if value is None else f"{value:.4f}" for value in figures))
     Console(width=100).print(table)
 

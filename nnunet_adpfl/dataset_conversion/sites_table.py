@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_adpfl.cohort import Cohort, CohortEntry
+from nnunet_adpfl.cohort import Cohort, CohortEntry, names_a_folder
 from nnunet_adpfl.errors import InputError
 
 CASE_COLUMNS = ("case", "case_id", "image", "image_id")
@@ -97,7 +97,7 @@ def read_table(path: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]
 
 def checked_site(site: str, path: Path | str) -> str:
     """``site`` itself, when it can name a folder; results are kept in one folder per site."""
-    if site.startswith(".") or len(site) > 80 or not site.isprintable() or set(site) & set('/\\:*?"<>|'):
+    if not names_a_folder(site):
         raise InputError(f"{path}: site {site!r} cannot name a folder: use letters, digits, blanks, '-' and '_'")
     return site
 

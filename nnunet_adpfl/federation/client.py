@@ -15,9 +15,10 @@ from nnunet_adpfl.privacy import ledger as ledgers
 from nnunet_adpfl.privacy.ledger import Ledger
 from nnunet_adpfl.privacy.mechanism import Mechanism
 from nnunet_adpfl.privacy.noise import Randomness
+from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers import site_ledger
-from nnunet_adpfl.trainers.patient_loader import PatientLoader
+from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnreadableCaseError
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.private_model import PrivateModel
 from nnunet_adpfl.trainers.private_training import BlockOutcome, PrivateTraining
@@ -66,9 +67,13 @@ def run_site_round(task: RoundTask, site: Site) -> SiteUpdate:
     _restore_optimizer(training, task, site)
     attempt = site_ledger.next_attempt(ledger, task.round)
     permit = site.mechanism.authorise(ledger, task.first_step, task.steps, round_index=task.round, attempt=attempt)
-    outcome = training.run_block(
-        permit, site.name, cases_by_unit, first_step=task.first_step, steps=task.steps, clip_norm=task.clip_norm
-    )
+    try:
+        outcome = training.run_block(
+            permit, site.name, cases_by_unit, first_step=task.first_step, steps=task.steps, clip_norm=task.clip_norm
+        )
+    except UnreadableCaseError as error:
+        note(f"site {site.name}: {error}")  # here; what goes to the server names nobody
+        raise PrivacyRefusedError(f"site {site.name} stops: a preprocessed case cannot be read (it was named there)") from None
     update = _make_update(task, site, outcome, attempt, ledger.head)
     _keep_optimizer(training, task, site)
     stored_update.save(update, task, site.folder)
@@ -87,6 +92,15 @@ def _check_task(task: RoundTask, site: Site) -> None:
             f"site {site.name} refuses round {task.round}: steps {task.first_step} to {task.first_step + task.steps} are "
             f"beyond the {plan.steps} planned ones"
         )
+    if task.first_step + task.steps > task.declared_steps:
+        raise PrivacyRefusedError(
+            f"site {site.name} refuses round {task.round}: the run was declared to have {task.declared_steps} steps"
+        )
+    if task.steps > plan.rounds.local_steps:
+        raise PrivacyRefusedError(
+            f"site {site.name} refuses round {task.round}: {task.steps} steps, the privacy plan has rounds of "
+            f"{plan.rounds.local_steps}"
+        )
     low, high = plan.clipping.clip_norm_min, plan.clipping.clip_norm_max
     if not low <= task.clip_norm <= high:
         raise PrivacyRefusedError(f"site {site.name} refuses clip norm {task.clip_norm}: outside {low} to {high}")
@@ -100,7 +114,7 @@ def _open_ledger(task: RoundTask, site: Site, units: list[str]) -> Ledger:
         units=units,
         site_odometers=[site_ledger.odometer_of(site.prepared.preprocessed, site.name)],
         mechanism=site.mechanism,
-        block_steps=site.mechanism.plan.rounds.local_steps,
+        declared_steps=task.declared_steps,
         checkpoint_head=task.ledger_head,
     )
 

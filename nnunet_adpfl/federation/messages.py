@@ -20,6 +20,7 @@ class RoundTask:
         round: number of the round, from 0.
         first_step: first step of this round within the plan's steps.
         steps: local steps to take.
+        declared_steps: steps that the run takes in all, fixed before its first round.
         clip_norm: C of this round, the same at all sites.
         plan_hash: digest of the privacy plan that the server works with; a site with another one refuses.
         weights: the global weights: every tensor of the network once, under its first name.
@@ -30,6 +31,7 @@ class RoundTask:
     round: int
     first_step: int
     steps: int
+    declared_steps: int
     clip_norm: float
     plan_hash: str
     weights: Weights

@@ -145,6 +145,8 @@ def public_plans(path: Path, dataset: str, raw: RawCases) -> dict[str, Any]:
         raise InputError(f"--fingerprint public:{path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--fingerprint public:{path} is not a plans file of nnU-Net ({error!r})") from None
+    if plans.get("dataset_name") == dataset:
+        raise InputError(f"--fingerprint public:{path} was made from {dataset} itself, so it is not public; use another data set's plan")
     if channels != len(raw.dataset_json["channel_names"]):
         raise InputError(
             f"--fingerprint public:{path} was made for {channels} channels, {dataset} has "

@@ -138,6 +138,7 @@ class FederatedRun:
             round=state.round,
             first_step=state.steps_done,
             steps=min(plan.rounds.local_steps, plan.steps - state.steps_done),
+            declared_steps=min(self._rounds * plan.rounds.local_steps, plan.steps),
             clip_norm=state.clip_norm,
             plan_hash=state.plan_hash,
             weights=self._global,

@@ -65,6 +65,8 @@ def _train_locked(
 ) -> None:
     prepared = folder.prepared
     resumed = folder.resume(KIND) if go_on and not folder.is_bare() else None
+    if resumed:
+        rounds = _rounds_of(folder.path, rounds)
     planned = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, device)
     model = private_model.build(planned, prepared.plan)
     source = PatchSource(
@@ -104,6 +106,15 @@ def _begin(folder: RunFolder, model: private_model.PrivateModel, device: torch.d
     )
     folder.begin(manifest)
     return RunState(manifest.run, prepared.plan.digest(), model.initial_digest, prepared.plan.clipping.clip_norm)
+
+
+def _rounds_of(run: Path, rounds: int | None) -> int | None:
+    """The rounds that a run was declared with; a stop that is decided on the way would have another epsilon."""
+    declared = run_manifest.load(run).settings.get("rounds")
+    if rounds is not None and rounds != declared:
+        text = "all rounds of the plan" if declared is None else f"{declared} rounds"
+        raise InputError(f"--rounds {rounds}: the run began with {text}; go on without --rounds")
+    return declared if isinstance(declared, int) else None
 
 
 def chosen_device(name: str) -> torch.device:

@@ -89,9 +89,17 @@ def build_network(trainer: nnUNetTrainer, seed: int) -> nn.Module:
         )
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         raise InputError("the network has batch normalisation, which mixes patients; use one with InstanceNorm")
+    if any(_drops_at_random(module) for module in network.modules()):
+        raise InputError("the network has dropout or stochastic depth, whose draws would depend on who else was drawn; use none")
     if any(True for _ in network.buffers()):
         raise InputError("the network has buffers that change during training; they would be outside the guarantee")
     return network.to(trainer.device)
+
+
+def _drops_at_random(module: nn.Module) -> bool:
+    """Dropout of any kind, or the stochastic depth of residual blocks, that is switched on."""
+    rate = getattr(module, "p", None) if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "drop_prob", None)
+    return isinstance(rate, (int, float)) and rate > 0
 
 
 def build_loss(trainer: nnUNetTrainer) -> Callable[..., torch.Tensor]:

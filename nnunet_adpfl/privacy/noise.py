@@ -1,6 +1,6 @@
 """Gaussian noise and the secret randomness behind it (design section 5, rules 2 and 7).
 
-In real runs every generator is keyed afresh with 256 bits of the operating system's entropy, used for one step and
+In real runs every generator is keyed afresh with 128 bits from the operating system, used for one step and
 forgotten: nothing can be stored, replayed or derived from the run's seed. Tests inject their own `Randomness`.
 The noise is floating-point Gaussian: the guarantee holds up to floating-point effects (Mironov 2012).
 """
@@ -52,7 +52,7 @@ class SecretRandomness:
 
 
 def _fresh_generator() -> np.random.Generator:
-    # Philox is keyed with 128 bits; SeedSequence mixes 256 bits of entropy into key and counter.
+    # Philox has a key of 128 bits; SeedSequence mixes 256 bits of entropy into it.
     entropy = int.from_bytes(os.urandom(KEY_BYTES), "little")
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 

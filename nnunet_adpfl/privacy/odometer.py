@@ -6,6 +6,10 @@ rewound or exchanged, and the run is refused. Restoring both files from a backup
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +27,11 @@ class Odometer:
     path: Path
 
     def record(self, line: Line, units_digest: str) -> None:
-        """Note a ledger line that is about to be written. Durable before it returns."""
+        """Note a ledger line that is about to be written. Durable before it returns; runs side by side take turns."""
+        with self._locked():
+            self._record(line, units_digest)
+
+    def _record(self, line: Line, units_digest: str) -> None:
         content = hash_chain.read(self.path) if self.path.exists() else hash_chain.ChainContent(())
         previous = content.head
         if content.torn is not None:
@@ -39,6 +47,16 @@ class Odometer:
             "line": line,
         }
         hash_chain.append(self.path, hash_chain.sealed(entry, previous))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def last_line(self, run: str, site: str) -> Line | None:
         """The newest ledger line of a run that this odometer knows."""

@@ -21,6 +21,7 @@ FROZEN_FILE_NAME = "privacy_plan.json"
 MAX_NOISE_LEVELS = 20
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotTiny = Annotated[float, Field(ge=1e-12, allow_inf_nan=False)]  # its inverse still fits a float32
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -33,12 +34,12 @@ class Clipping(_Section):
 
     method: Literal["percentile", "auto_s", "fixed", "none"] = "percentile"
     clip_norm: Positive = 1.0  # C, fixed; the starting value where it adapts
-    clip_norm_min: Positive = 1e-3  # public limits of the adaptive C
+    clip_norm_min: NotTiny = 1e-3  # public limits of the adaptive C
     clip_norm_max: Positive = 1e3
     quantile: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5  # share of units to stay below C
     count_noise_ratio: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 2.5  # sigma_b / z
-    max_log_step_noise: Positive = 0.1  # the rate of C is chosen so that noise moves log C by at most this a round
-    stabiliser: Positive = 0.01  # gamma of AUTO-S
+    max_log_step_noise: Positive = 0.1  # the rate of C is such that noise moves log C by at most this (one deviation) a round
+    stabiliser: NotTiny = 0.01  # gamma of AUTO-S
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> Clipping:

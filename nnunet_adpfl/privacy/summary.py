@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.privacy import accounting, hash_chain, ledger
 from nnunet_adpfl.privacy.hash_chain import ChainContent, Line
+from nnunet_adpfl.privacy.mechanism import ALL_SITES
 
+_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth")  # nnU-Net's names, newest first
 NOT_COVERED = [
     "validation patients (their images never train the model, but metrics and overlays show them)",
     "hyper-parameters chosen by looking at earlier runs on the same patients",
     "other runs on the same patients: they add up (see the odometer)",
+    "a run that stops because a patient's file cannot be read: it shows that the patient was drawn",
     "floating-point effects of Gaussian noise, and timing of the training process",
 ]
 NOT_COVERED_PLAN = "the nnU-Net plan: it was made from a pooled fingerprint without noise"
@@ -35,7 +40,10 @@ def summarise(run: Path) -> dict[str, Any]:
     """Read the ledgers of a run and recompute what was spent.
 
     Returns the mapping of `adpfl privacy RUN --json`: epsilon (the maximum over sites, which hold different patients;
-    null where a part of training had no guarantee), delta, unit, guarantee, not_covered, accountant, sites.
+    null where a part of training had no guarantee), delta, unit, guarantee, not_covered, accountant, sites. Of a run
+    that took fewer steps than it declared the epsilon is the target (rule 10); what was spent stands beside it.
+
+    Raises PrivacyRefusedError for a ledger that is damaged, missing or shorter than the run's checkpoint knows it.
     """
     sites: dict[str, dict[str, Any]] = {}
     firsts: list[Line] = []
@@ -46,6 +54,8 @@ def summarise(run: Path) -> dict[str, Any]:
         sites[str(first["site"])] = _site_summary(path, content, first)
         firsts.append(first)
         scopes |= {str(line.get("scope")) for line in content.lines if line["event"] == "non_private"}
+    if run.is_dir():
+        _check_against_checkpoint(run)
     deltas = {first["delta"] for first in firsts}
     units = {first["unit"] for first in firsts}
     if len(deltas) > 1 or len(units) > 1:
@@ -66,16 +76,46 @@ def summarise(run: Path) -> dict[str, Any]:
     }
 
 
+def _check_against_checkpoint(run: Path) -> None:
+    """Every ledger that the newest checkpoint paid into must be there, with the line that it was saved at."""
+    path = next((run / name for name in _CHECKPOINTS if (run / name).is_file()), None)
+    state = (torch.load(path, map_location="cpu", weights_only=True).get("adpfl") if path else None) or {}
+    for site, head in state.get("ledger_heads", {}).items():
+        folder = run if site == ALL_SITES else run / "sites" / site
+        content = hash_chain.read(folder / ledger.FILE_NAME)
+        first = ledger.first_line(folder / ledger.FILE_NAME, content)
+        if (first["run"], first["plan_hash"]) != (state["run"], state["plan_hash"]):
+            raise PrivacyRefusedError(f"{folder / ledger.FILE_NAME} belongs to another run than {path}; restore it")
+        if all(line["hash"] != head for line in content.lines):
+            raise PrivacyRefusedError(
+                f"{folder / ledger.FILE_NAME} is shorter than when {path} was saved: restore it, the privacy spent is unknown"
+            )
+
+
 def _site_summary(path: Path, content: ChainContent, first: Line) -> dict[str, Any]:
     events = ledger.spending_events(content, path)
-    delta = float(first["delta"])
+    delta, target = float(first["delta"]), first.get("target_epsilon")
     openly = any(line["event"] == "non_private" and line.get("scope") == "training" for line in content.lines)
+    spent = None if openly else _reported_epsilon(events, first)
+    complete = _steps_taken(events) >= int(first.get("declared_steps") or 0)
     return {
-        "epsilon": None if openly else _reported_epsilon(events, first),
+        "epsilon": spent if complete or spent is None or target is None else max(spent, float(target)),
+        "epsilon_spent": spent,
         "epsilon_prv": None if openly else accounting.epsilon_prv(events, delta),
         "steps": sum(int(event["steps"]) for event in events),
-        "target_epsilon": first.get("target_epsilon"),
+        "complete": complete or openly,
+        "target_epsilon": target,
     }
+
+
+def _steps_taken(events: list[Line]) -> int:
+    """Steps of the run, not counting attempts that were repeated (those of a torn line among them)."""
+    attempts: dict[tuple[int, int], int] = {}
+    for event in events:
+        if event["event"] != "recovered":
+            key = int(event.get("round", 0)), int(event.get("attempt", 0))
+            attempts[key] = attempts.get(key, 0) + int(event["steps"])
+    return sum(max(n for (r, _), n in attempts.items() if r == number) for number in {r for r, _ in attempts})
 
 
 def _reported_epsilon(events: list[Line], first: Line) -> float:

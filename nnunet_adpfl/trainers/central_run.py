@@ -92,7 +92,7 @@ class CentralRun:
             units=sorted(prepared.cases_by_unit()),
             site_odometers=[site_ledger.odometer_of(prepared.preprocessed, site) for site in prepared.sites],
             mechanism=self._mechanism,
-            block_steps=prepared.plan.rounds.local_steps,
+            declared_steps=prepared.plan.steps,
             checkpoint_head=state.ledger_heads.get(ALL_SITES),
         )
 

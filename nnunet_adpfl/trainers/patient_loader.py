@@ -23,6 +23,10 @@ DEFAULT_WORKERS = 2
 WORKERS_VARIABLE = "nnUNet_n_proc_DA"
 
 
+class UnreadableCaseError(PrivacyRefusedError):
+    """A case of a drawn unit cannot be read. The text names it: for the site's own eyes, it shows who was drawn."""
+
+
 @dataclass(frozen=True)
 class UnitRequest:
     """One drawn unit of one step: its cases and the key of its patches."""
@@ -61,7 +65,7 @@ class PatientLoader:
     def stream(self, requests: Sequence[UnitRequest]) -> Iterator[UnitPatches]:
         """Patches of every request, in order. The caller reads them all, or the rest is dropped.
 
-        Raises PrivacyRefusedError when a case cannot be read: the run stops. Repeating the step until nobody unreadable is
+        Raises UnreadableCaseError when a case cannot be read: the run stops. Repeating the step until nobody unreadable is
         drawn would no longer be the sampling that is accounted for.
         """
         self._queue.requests = list(requests)
@@ -69,7 +73,7 @@ class PatientLoader:
             return
         for data, target in self._loader:
             if isinstance(data, str):
-                raise PrivacyRefusedError(data)
+                raise UnreadableCaseError(data)
             yield UnitPatches(self._moved(data), self._moved_target(target))
 
     def close(self) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
@@ -17,6 +17,9 @@ from nnunet_adpfl.privacy.gradients.loop import LoopEngine, Loss
 from nnunet_adpfl.privacy.plan import InitialWeights, PrivacyPlan
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers.parameters import select_trained, weights_digest
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 _NARROW = 16  # features of the first stage
 _PROBE_SEED = 0  # random patches that show which parameters get a gradient; no patient is involved
@@ -85,4 +88,10 @@ def _load_declared_weights(network: nn.Module, declared: InitialWeights) -> None
             f"privacy plan: {path} has sha256 {found[:12]}..., not the declared {str(declared.sha256)[:12]}...; initial "
             "weights must be the declared public ones"
         )
-    checkpoints.load_weights(network, checkpoints.load(path)["network_weights"], str(path))
+    content = checkpoints.load(path)
+    if "adpfl" in content:
+        raise PrivacyRefusedError(
+            f"privacy plan: {path} is the checkpoint of a private run, whose spending is not composed with this one's; "
+            "initial weights must be public"
+        )
+    checkpoints.load_weights(network, content["network_weights"], str(path))

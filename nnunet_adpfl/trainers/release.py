@@ -70,7 +70,7 @@ def export_run(run: Path, out: Path) -> dict[str, Any]:
 
 def _write_model(run: Path, manifest: RunManifest, statement: dict[str, Any], out: Path) -> None:
     model = out / manifest.dataset / f"{RELEASE_TRAINER}__{manifest.plans}__{manifest.configuration}"
-    plans = json.loads((run.parent / "plans.json").read_text(encoding="utf-8"))
+    plans = _without_unused_intensities(json.loads((run.parent / "plans.json").read_text(encoding="utf-8")))
     dataset = json.loads((run.parent / "dataset.json").read_text(encoding="utf-8"))
     dataset_json = {key: dataset[key] for key in _DATASET_KEYS if key in dataset}
     atomic_files.write_json(model / "plans.json", plans)
@@ -85,6 +85,17 @@ def _write_model(run: Path, manifest: RunManifest, statement: dict[str, Any], ou
     for path in summary.ledger_files(run):
         _release_ledger(path, model, released_plan)
     _release_checkpoint(run, manifest, plans, dataset_json, model)
+
+
+def _without_unused_intensities(plans: dict[str, Any]) -> dict[str, Any]:
+    """Exact extremes of patients' voxels leave with a plan only where its normalisation needs them (CT)."""
+    schemes = [settings.get("normalization_schemes", []) for settings in plans["configurations"].values()]
+    properties = {
+        channel: values if any(len(s) > int(channel) and s[int(channel)] == "CTNormalization" for s in schemes)
+        else dict.fromkeys(values, 0.0)
+        for channel, values in plans["foreground_intensity_properties_per_channel"].items()
+    }  # fmt: skip
+    return {**plans, "foreground_intensity_properties_per_channel": properties}
 
 
 def _release_ledger(path: Path, model: Path, plan_hash: str) -> None:

@@ -34,12 +34,13 @@ def open_ledger(
     units: Sequence[str],
     site_odometers: Sequence[Odometer],
     mechanism: Mechanism,
-    block_steps: int,
+    declared_steps: int,
     checkpoint_head: str | None,
 ) -> Ledger:
     """Resume the run's ledger, or start it where the run has not spent anything yet.
 
     Args:
+        declared_steps: steps that the run takes in all; a run that takes fewer was stopped by choice, or by its budget.
         checkpoint_head: ledger head in the checkpoint that training goes on from; None before the first block.
 
     Raises PrivacyRefusedError when the ledger is missing, damaged, shorter than recorded, or without its checkpoint.
@@ -49,10 +50,15 @@ def open_ledger(
     digest = ledgers.units_digest(units)
     if checkpoint_head is None and not _is_begun(path) and not _has_spent(site_odometers, run, site):
         path.unlink(missing_ok=True)
-        first = _first_line(mechanism.plan, digest, mechanism, block_steps)
+        first = _first_line(mechanism.plan, digest, mechanism, declared_steps)
         ledger = Ledger.start(path, run, site, site_odometers, first)
     else:
         ledger = Ledger.resume(path, run, site, digest, site_odometers)
+        if ledger.content.lines[0].get("declared_steps") != declared_steps:
+            raise PrivacyRefusedError(
+                f"{path}: the run was declared to have {ledger.content.lines[0].get('declared_steps')} steps, now "
+                f"{declared_steps}: go on with the rounds that it began with"
+            )
     if checkpoint_head is not None:
         ledger.check_contains(checkpoint_head, "the checkpoint")
     _note_releases_without_guarantee(ledger, mechanism.plan)
@@ -86,7 +92,7 @@ def _has_spent(site_odometers: Sequence[Odometer], run: str, site: str) -> bool:
     return any(line is not None and line["event"] != "start" for line in lines)
 
 
-def _first_line(plan: PrivacyPlan, digest: str, mechanism: Mechanism, block_steps: int) -> dict[str, Any]:
+def _first_line(plan: PrivacyPlan, digest: str, mechanism: Mechanism, declared_steps: int) -> dict[str, Any]:
     return {
         "composition": "declared",
         "unit": plan.unit,
@@ -95,7 +101,8 @@ def _first_line(plan: PrivacyPlan, digest: str, mechanism: Mechanism, block_step
         "target_epsilon": plan.epsilon if plan.is_private else None,
         "plan_hash": plan.digest(),
         "units_digest": digest,
-        "largest_block": mechanism.largest_block(block_steps) if plan.is_private else None,
+        "declared_steps": declared_steps,
+        "largest_block": mechanism.largest_block(plan.rounds.local_steps) if plan.is_private else None,
     }
 
 

@@ -45,9 +45,11 @@ def global_weights(site: Site) -> Weights:
 
 
 def first_task(site: Site, **changes: Any) -> RoundTask:
+    plan = site.mechanism.plan
     task = RoundTask(
-        "run", 0, 0, LOCAL_STEPS, site.mechanism.plan.clipping.clip_norm, site.mechanism.plan.digest(), global_weights(site)
-    )
+        run="run", round=0, first_step=0, steps=LOCAL_STEPS, declared_steps=plan.steps, clip_norm=plan.clipping.clip_norm,
+        plan_hash=plan.digest(), weights=global_weights(site),
+    )  # fmt: skip
     return replace(task, **changes)
 
 

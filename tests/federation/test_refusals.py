@@ -204,12 +204,7 @@ def test_a_case_that_was_never_preprocessed(workspace: Workspace, steps: list[in
 @pytest.fixture
 def half_done(workspace: Workspace) -> Path:
     """A run of which one round is done."""
-    run = workspace.train(rounds=1)
-    content = torch.load(run / "checkpoint_final.pth", weights_only=True)
-    content["adpfl"]["finished"] = False
-    torch.save(content, run / "checkpoint_latest.pth")
-    (run / "checkpoint_final.pth").unlink()
-    return run
+    return workspace.train_until(1)
 
 
 def ledger_of(run: Path) -> Path:
@@ -306,6 +301,11 @@ def test_rule_11_an_existing_run_is_never_started_anew(workspace: Workspace, hal
     check_refused(workspace, steps, "holds a run already")
     (half_done / "checkpoint_latest.pth").unlink()
     check_refused(workspace, steps, "holds a run already .*privacy_ledger.jsonl")
+
+
+def test_rule_10_other_rounds_than_declared_cannot_go_on(workspace: Workspace, half_done: Path, steps: list[int]) -> None:
+    """A stop that is decided on the way would have another epsilon than a declared one."""
+    check_refused(workspace, steps, "--rounds 2: the run began with all rounds", go_on=True, rounds=2)
 
 
 def test_rule_11_other_local_steps_cannot_go_on(workspace: Workspace, half_done: Path, steps: list[int]) -> None:

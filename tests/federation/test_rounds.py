@@ -252,12 +252,7 @@ def test_rule_11_a_spent_budget_ends_the_run_with_its_checkpoint(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Interrupted more often than the reserve allows for: the last round is beyond the budget."""
-    workspace.train(rounds=1)
-    run = workspace.run()
-    state = torch.load(run / "checkpoint_final.pth", weights_only=True)
-    state["adpfl"]["finished"] = False
-    torch.save(state, run / "checkpoint_latest.pth")
-    (run / "checkpoint_final.pth").unlink()
+    run = workspace.train_until(1)
     spend_again(workspace, times=3)
     workspace.train(go_on=True)
     assert "budget is spent" in capsys.readouterr().err
@@ -279,6 +274,17 @@ def spend_again(workspace: Workspace, times: int) -> None:
 
 def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_rule_10_a_run_that_stopped_early_reports_the_declared_epsilon(workspace: Workspace) -> None:
+    run = workspace.train_until(1)
+    early = summary.summarise(run)
+    assert early["epsilon"] == 8.0
+    assert all(0 < site["epsilon_spent"] < 8.0 for site in early["sites"].values())
+    workspace.train(go_on=True)
+    assert summary.summarise(run)["epsilon"] < 8.0
+    declared = workspace.train("2d", rounds=1)  # known before the first step, so it counts as it is
+    assert summary.summarise(declared)["epsilon"] == early["sites"]["site-a"]["epsilon_spent"]
 
 
 def test_rule_11_a_retried_round_adds_a_ledger_line(workspace: Workspace) -> None:

@@ -158,3 +158,15 @@ def test_rule_16_planning_declares_the_file_with_its_digest(workspace: Workspace
     assert _declared_public(public) == {"kind": "public", "file": str(public), "sha256": sha256(public)}
     with pytest.raises(InputError, match="cannot be read"):
         _declared_public(workspace.base / "gone.pth")
+
+
+def test_rule_16_the_checkpoint_of_a_private_run_is_not_public(workspace: Workspace) -> None:
+    """Its spending would be forgotten."""
+    run = workspace.train(rounds=1)
+    path = workspace.base / "first.pth"
+    (run / "checkpoint_final.pth").rename(path)
+    run.rename(workspace.base / "first")
+    declare(workspace, path)
+    with pytest.raises(PrivacyRefusedError, match="checkpoint of a private run"):
+        workspace.train()
+    assert not workspace.run().joinpath("run.json").exists()

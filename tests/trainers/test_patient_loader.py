@@ -22,7 +22,7 @@ from nnunet_adpfl.privacy.mechanism import Permit
 from nnunet_adpfl.privacy.noise import SecretRandomness
 from nnunet_adpfl.privacy.sampling import poisson_draw
 from nnunet_adpfl.trainers import prepared_fold
-from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnitRequest, default_workers
+from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnitRequest, UnreadableCaseError, default_workers
 from nnunet_adpfl.trainers.private_training import PrivateTraining
 
 Source = Callable[..., PatchSource]
@@ -240,20 +240,24 @@ def test_rule_02_an_unreadable_case_stops_the_stream_with_one_line(
     corrupt(workspace, SPOILT[damage])
     stream = loader(patches, workers).stream([request("patient_00"), request("patient_01"), request("patient_03")])
     next(stream)
-    with pytest.raises(PrivacyRefusedError, match="case_01_0 cannot be read") as error:
+    with pytest.raises(UnreadableCaseError, match="case_01_0 cannot be read") as error:
         next(stream)
     assert "\n" not in str(error.value)
 
 
-def test_rule_02_an_unreadable_case_stops_the_run_and_nobody_is_drawn_again(workspace: Workspace) -> None:
+def test_rule_02_an_unreadable_case_stops_the_run_and_nobody_is_drawn_again(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Drawn again until the unreadable patient is not among them, the draw would no longer be the accounted one."""
     workspace.edit_plan(sampling_rate=0.5, noise_multiplier=5.0)
     fold = read(workspace.preprocessed / "splits_final.json")[0]["train"]
     case = next(case for case in fold if case.startswith("case_02"))
     corrupt(workspace, truncate, case)
-    with pytest.raises(PrivacyRefusedError, match=f"{case} cannot be read") as error:
+    with pytest.raises(PrivacyRefusedError, match="site site-a stops: a preprocessed case cannot be read") as error:
         workspace.train()
     assert "\n" not in str(error.value)
+    assert case not in str(error.value)  # it goes to the server
+    assert f"{case} cannot be read" in capsys.readouterr().err
     lines = ledgers(workspace.run())["site-a"]
     attempts = [(line["round"], line["attempt"]) for line in lines if line["event"] == "poisson_gaussian"]
     assert len(attempts) == len({number for number, _ in attempts})

@@ -215,7 +215,8 @@ def test_rule_06_sums_are_float32_or_better(workspace: Workspace) -> None:
 
 def test_rule_03_networks_that_mix_patients_are_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = real_networks.trainer(workspace, PLAIN_2D)
-    for layer, reason in ((nn.BatchNorm2d(1), "batch normalisation"), (Counter(), "buffers that change")):
+    layers = {"batch normalisation": nn.BatchNorm2d(1), "buffers that change": Counter(), "dropout": nn.Dropout2d(0.1)}
+    for reason, layer in layers.items():
         network = nn.Sequential(nn.Conv2d(1, 3, 1), layer)
         monkeypatch.setattr(planned, "build_network_architecture", lambda *_, built=network: built)
         with pytest.raises(InputError, match=reason):

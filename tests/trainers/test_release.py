@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,8 +32,8 @@ CHECKPOINT_KEYS = {
 }  # fmt: skip
 LEDGER_KEYS = {
     "start": {
-        "event", "composition", "unit", "adjacency", "delta", "target_epsilon", "plan_hash", "largest_block", "run", "site",
-        "round", "attempt", "date", "previous", "hash",
+        "event", "composition", "unit", "adjacency", "delta", "target_epsilon", "plan_hash", "declared_steps", "largest_block",
+        "run", "site", "round", "attempt", "date", "previous", "hash",
     },
     "non_private": {"event", "scope", "reason", "run", "site", "round", "attempt", "date", "previous", "hash"},
     "poisson_gaussian": {
@@ -171,30 +172,28 @@ def test_rule_12_a_torn_line_is_released_as_spent_without_its_bytes(
     workspace: Workspace, federated: Path, tmp_path: Path
 ) -> None:
     path = federated / "sites" / "site-a" / "privacy_ledger.jsonl"
-    before = summary.summarise(federated)["sites"]["site-a"]
-    path.write_text(path.read_text()[:-60])
+    last = path.read_text().splitlines()[-1]
+    with path.open("a") as file:
+        file.write(last[:-60])
+    spent = summary.summarise(federated)["sites"]["site-a"]
+    assert spent["steps"] == 8
     export_run(federated, tmp_path / "out")
     released = tmp_path / "out" / MODEL / "privacy" / "site-a.privacy_ledger.jsonl"
     assert "torn" not in released.read_text()
-    assert summary.summarise(released)["sites"]["site-a"]["epsilon"] == before["epsilon"]
+    assert summary.summarise(released)["sites"]["site-a"]["epsilon"] == spent["epsilon"]
 
 
 def test_rule_12_file_of_public_weights_is_named_without_its_folder(workspace: Workspace, tmp_path: Path) -> None:
-    import hashlib
-
-    from nnunet_adpfl.trainers.prepared_fold import load
-
     first = workspace.train(rounds=1)
-    secret = tmp_path / "of_patient_miller"
-    secret.mkdir()
-    (first / "checkpoint_final.pth").rename(secret / "start.pth")
+    start = tmp_path / "of_patient_miller" / "start.pth"
+    start.parent.mkdir()
+    torch.save({"network_weights": weights(first)}, start)
     first.rename(workspace.base / "first")
-    digest = hashlib.sha256((secret / "start.pth").read_bytes()).hexdigest()
-    workspace.edit_plan(initial_weights={"kind": "public", "file": str(secret / "start.pth"), "sha256": digest})
+    digest = hashlib.sha256(start.read_bytes()).hexdigest()
+    workspace.edit_plan(initial_weights={"kind": "public", "file": str(start), "sha256": digest})
     export_run(workspace.train(rounds=1), tmp_path / "out")
     released = read(tmp_path / "out" / MODEL / "privacy_plan.json")
     assert released["initial_weights"] == {"kind": "public", "file": "start.pth", "sha256": digest}
-    assert load(workspace.preprocessed, PLANS, "3d_fullres", 0, "nnUNetTrainerADP").plan.initial_weights.sha256 == digest
 
 
 def test_rule_12_all_of_it_or_nothing(

@@ -91,6 +91,15 @@ def test_rule_04_the_divisor_of_a_central_run_is_that_of_all_sites(
     assert seen == [pytest.approx(0.4 * 8)] * len(seen)
 
 
+def test_rule_04_records_of_a_central_run_hold_declared_figures_alone(
+    workspace: Workspace, stock_trainer: StockTrainer
+) -> None:
+    stock_trainer("2d").run_training()
+    for record in read_lines(workspace.run(configuration="2d") / "rounds.jsonl"):
+        assert set(record) == {"round", "steps_done", "clip_norm", "learning_rate", "sites"}
+        assert record["sites"] == {ALL_SITES: {"steps": 2, "attempt": 0}}
+
+
 @pytest.mark.parametrize(("trainer", "guarantee"), [(nnUNetTrainerDP, "formal_given_plan"), (nnUNetTrainerNP, "none")])
 def test_variants_of_the_trainer(trainer: type, guarantee: str, workspace: Workspace, stock_trainer: StockTrainer) -> None:
     stock_trainer(trainer=trainer).run_training()

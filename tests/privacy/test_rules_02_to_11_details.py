@@ -1,4 +1,4 @@
-"""Details of rules 4 to 11 that a fault could hide in: divisor, entropy, count, levels, what the ledger says of a step."""
+"""Details of rules 2 to 11 that a fault could hide in: divisor, entropy, count, levels, what the ledger says of a step."""
 
 from __future__ import annotations
 
@@ -19,8 +19,18 @@ from nnunet_adpfl.privacy import accounting, hash_chain, summary
 from nnunet_adpfl.privacy.accounting import poisson_gaussian
 from nnunet_adpfl.privacy.clipping import AutoClip, NoClip, NormClip
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum
+from nnunet_adpfl.privacy.gradients.loop import LoopEngine
 from nnunet_adpfl.privacy.noise import SecretRandomness
+from nnunet_adpfl.privacy.sampling import poisson_draw
 from nnunet_adpfl.privacy.schedule import NoiseSchedule
+
+
+def test_rule_02_every_size_of_a_draw_comes_as_often_as_it_must() -> None:
+    generator, repeats, q = np.random.default_rng(5), 20_000, 0.3
+    found = np.bincount([len(poisson_draw(UNITS[:4], q, generator)) for _ in range(repeats)], minlength=5)
+    for size, count in enumerate(found):
+        share = math.comb(4, size) * q**size * (1 - q) ** (4 - size)
+        assert abs(count - repeats * share) < 5.5 * math.sqrt(repeats * share * (1 - share)), size
 
 
 def noisy(folder: Path, drawn: int) -> torch.Tensor:
@@ -42,6 +52,33 @@ def test_rule_04_divisor_of_each_site_is_its_own_declared_number() -> None:
     assert mechanism.expected_units("a") == 0.25 * 40
     assert mechanism.expected_units("b") == 0.25 * 20
     assert mechanism.expected_units("all-sites") == 0.25 * 60
+
+
+class Infinite(torch.autograd.Function):
+    """A finite value with a gradient that is not."""
+
+    @staticmethod
+    def forward(_: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf
+
+
+def test_rule_05_a_finite_loss_with_a_gradient_that_is_not_adds_nothing() -> None:
+    _, trained = make_engine()
+    weight = trained["0.weight"]
+
+    def loss(output: Any, _: Any) -> torch.Tensor:
+        rest = sum((parameter * 0).sum() for parameter in trained.values())
+        return Infinite.apply(weight.sum()) + rest + 0 * output.sum()
+
+    engine = LoopEngine(torch.nn.Conv2d(1, 3, 3), loss, trained)
+    summed = engine.clipped_sum([unit(1)], NormClip(1.0))
+    assert summed.non_finite == 1
+    assert all((value == 0).all() for value in summed.total.values())
+    assert not summed.losses
 
 
 @pytest.mark.parametrize("purpose", ["draws", "noise"])
@@ -169,7 +206,13 @@ def test_rule_10_at_most_twenty_declared_levels_of_noise() -> None:
     assert sum(steps for _, steps in levels) == 100
     assert levels == sorted(levels, reverse=True)
     assert levels[-1][0] == pytest.approx(0.6, abs=1e-5)
-    assert levels[-1][0] >= 0.6  # rounded up: never less noise than declared
+
+
+def test_rule_10_levels_are_never_below_what_was_declared() -> None:
+    schedule = NoiseSchedule(20, 4, 0.5)
+    for base in np.random.default_rng(0).uniform(0.3, 30, 500):
+        for step in (0, 7, 19):
+            assert 0 <= schedule.noise_multiplier_at(step, base) - base * schedule.ratio_at(step) <= 1.001e-6
 
 
 def test_rule_11_a_permit_is_for_its_own_level_of_noise(tmp_path: Path) -> None:

@@ -1,0 +1,706 @@
+"""Planted faults in the code that the privacy claim rests on, each with the tests that must notice it.
+
+A mutant is a replacement of source text. The old text must occur exactly once, so that a mutant cannot rot unnoticed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SAMPLING = "privacy/test_rule_02_sampling.py"
+GRADIENTS = "privacy/test_rules_03_to_06_gradients.py"
+NOISE = "privacy/test_rules_07_and_08_noise.py"
+LEDGER = "privacy/test_rules_09_and_11_ledger.py"
+SITES = "privacy/test_rule_14_across_sites.py"
+DETAILS = "privacy/test_rules_02_to_11_details.py"
+LOADER = "trainers/test_patient_loader.py"
+REAL = "trainers/test_real_gradients.py"
+START = "trainers/test_initial_weights.py"
+RELEASE = "trainers/test_release.py"
+STOCK = "trainers/test_stock_trainer.py"
+CLIENT = "federation/test_client.py"
+ROUNDS = "federation/test_rounds.py"
+REFUSALS = "federation/test_refusals.py"
+KILLS = "federation/test_interruptions.py"
+AGGREGATION = "federation/test_aggregation.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted fault. Quick ones have tests of the privacy core alone, which need no planned data set.
+
+    Attributes:
+        name: what is wrong.
+        rule: the privacy rule of the design that it breaks.
+        file: source file in the package.
+        changes: old text -> new text.
+        tests: node ids below ``tests/``; at least one of them must fail.
+        quick: part of the test suite; the others are run by ``make mutants``.
+    """
+
+    name: str
+    rule: int
+    file: str
+    changes: dict[str, str]
+    tests: tuple[str, ...]
+    quick: bool = False
+
+
+MUTANTS = (
+    # Rule 1: the unit
+    Mutant(
+        "every case is a unit of its own", 1, "cohort.py",
+        {"grouped.setdefault(entry.unit, []).append(case)": "grouped.setdefault(case, []).append(case)"},
+        (f"{LOADER}::test_rule_01_a_unit_with_two_cases_is_one_contribution",),
+    ),
+    Mutant(
+        "a missing cohort is read as one unit per case", 1, "cohort.py",
+        {
+            "    except FileNotFoundError:\n        raise InputError(": (
+                "    except FileNotFoundError:\n"
+                "        splits = json.loads((folder / 'splits_final.json').read_text())\n"
+                "        cases = {case for split in splits for part in split.values() for case in part}\n"
+                "        return Cohort('patient', {case: CohortEntry(case, 'site-a') for case in cases})\n"
+                "        raise InputError("
+            )
+        },
+        (f"{REFUSALS}::test_rule_01_a_missing_cohort_is_never_read_as_one_unit_per_case",),
+    ),
+    Mutant(
+        "a changed cohort is accepted", 1, "trainers/prepared_fold.py",
+        {"if cohort.digest() != plan.cohort_digest:": "if False:"},
+        (f"{REFUSALS}::test_rule_11_files_that_do_not_fit_each_other[cohort with another name]",),
+    ),
+    Mutant(
+        "a unit may train and validate", 1, "folds.py", {"        if shared:": "        if False:"},
+        (f"{REFUSALS}::test_rule_01_a_unit_that_both_trains_and_validates_is_named",),
+    ),
+    Mutant(
+        "patches of a unit's first case only", 1, "nnunet_compat/training.py",
+        {"order = np.random.permutation(len(cases)).tolist() * turns": "order = [0] * len(cases) * turns"},
+        (f"{LOADER}::test_rule_01_patches_are_spread_over_a_units_cases",),
+    ),
+    # Rule 2: sampling
+    Mutant(
+        "shuffled passes over the units", 2, "privacy/sampling.py",
+        {
+            "chosen = generator.random(len(units)) < sampling_rate": (
+                "size = max(1, round(len(units) * sampling_rate))\n"
+                "    pool = poisson_draw.__dict__.setdefault('pool', [])\n"
+                "    if len(pool) < size or not set(pool) <= set(units):\n"
+                "        pool[:] = [str(unit) for unit in generator.permutation(list(units))]\n"
+                "    taken = {pool.pop() for _ in range(size)}\n"
+                "    chosen = [unit in taken for unit in units]"
+            )
+        },
+        (f"{SAMPLING}::test_rule_02_size_is_binomial_in_mean_and_variance",), quick=True,
+    ),
+    Mutant(
+        "a fixed number of units", 2, "privacy/sampling.py",
+        {
+            "chosen = generator.random(len(units)) < sampling_rate": (
+                "chosen = generator.permutation(len(units)) < round(len(units) * sampling_rate)"
+            )
+        },
+        (f"{SAMPLING}::test_rule_02_size_is_binomial_in_mean_and_variance",),
+    ),
+    Mutant(
+        "an empty draw is drawn again", 2, "privacy/sampling.py",
+        {
+            "chosen = generator.random(len(units)) < sampling_rate": (
+                "chosen = generator.random(len(units)) < sampling_rate\n"
+                "    while not chosen.any():\n"
+                "        chosen = generator.random(len(units)) < sampling_rate"
+            )
+        },
+        (f"{SAMPLING}::test_rule_02_empty_draws_happen_as_often_as_they_must",),
+    ),
+    Mutant(
+        "a cap on the draw", 2, "privacy/sampling.py",
+        {
+            "chosen = generator.random(len(units)) < sampling_rate": (
+                "chosen = generator.random(len(units)) < sampling_rate\n"
+                "    chosen &= np.cumsum(chosen) <= 2 * len(units) * sampling_rate"
+            )
+        },
+        (f"{DETAILS}::test_rule_02_every_size_of_a_draw_comes_as_often_as_it_must",),
+    ),
+    Mutant(
+        "drawn at twice the rate that is accounted for", 2, "privacy/mechanism.py",
+        {
+            "return poisson_draw(units, self.plan.sampling_rate, randomness.draws(site, step))": (
+                "return poisson_draw(units, min(1.0, 2 * self.plan.sampling_rate), randomness.draws(site, step))"
+            )
+        },
+        (f"{DETAILS}::test_rule_09_the_ledger_names_the_rate_and_the_noise_of_the_steps",),
+    ),
+    Mutant(
+        "draws derived from the run's seed", 2, "privacy/mechanism.py",
+        {"randomness.draws(site, step))": "np.random.default_rng([self.plan.seed, step]))"},
+        (f"{SAMPLING}::test_rule_02_draws_do_not_depend_on_the_run_seed_and_never_repeat",), quick=True,
+    ),
+    Mutant(
+        "secret randomness can be stored", 2, "privacy/noise.py",
+        {'        raise TypeError("secret randomness is never stored or sent")': "        return None"},
+        (f"{SAMPLING}::test_rule_02_secret_randomness_cannot_be_stored",),
+    ),
+    Mutant(
+        "drawn again until nobody unreadable is drawn", 2, "trainers/patient_loader.py",
+        {"raise UnreadableCaseError(data)": "raise InputError(data)"},
+        (f"{LOADER}::test_rule_02_an_unreadable_case_stops_the_run_and_nobody_is_drawn_again",),
+    ),
+    Mutant(
+        "an unreadable case is skipped, the next one takes its place", 2, "trainers/patient_loader.py",
+        {"raise UnreadableCaseError(data)": "continue"},
+        (f"{LOADER}::test_rule_02_an_unreadable_case_stops_the_stream_with_one_line",),
+    ),
+    # Rule 3: a patient's gradient
+    Mutant(
+        "one layer is not clipped", 3, "privacy/gradients/loop.py",
+        {
+            "torch._foreach_add_(totals, gradients, alpha=factor)": (
+                "torch._foreach_add_(totals, gradients, alpha=factor)\n"
+                "            totals[-1].add_(gradients[-1], alpha=1 - factor)"
+            )
+        },
+        (f"{GRADIENTS}::test_rule_03_one_unit_adds_at_most_norm_one",), quick=True,
+    ),
+    Mutant(
+        "the norm leaves a tensor out", 3, "privacy/gradients/loop.py",
+        {"norm = _norm(gradients)": "norm = _norm(gradients[1:])"},
+        (f"{REAL}::test_rule_03_no_tensor_escapes_the_clip",),
+    ),
+    Mutant(
+        "clipped at a tenth more", 3, "privacy/clipping.py",
+        {"return 1.0 / max(self.clip_norm, norm)": "return 1.0 / max(self.clip_norm, norm / 1.1)"},
+        (f"{DETAILS}::test_rule_03_factor_times_norm_is_never_above_one",),
+    ),
+    Mutant(
+        "each layer clipped by its own norm", 3, "privacy/gradients/loop.py",
+        {
+            "torch._foreach_add_(totals, gradients, alpha=factor)": (
+                "torch._foreach_add_(totals, [g * rule.factor(_norm([g])) for g in gradients])"
+            )
+        },
+        (f"{GRADIENTS}::test_rule_03_one_unit_adds_at_most_norm_one",),
+    ),
+    Mutant(
+        "batch dice on", 3, "nnunet_compat/training.py",
+        {
+            "return trainer._build_loss()": (
+                "trainer.configuration_manager.configuration['batch_dice'] = True\n    return trainer._build_loss()"
+            )
+        },
+        (f"{REAL}::test_rule_03_loss_of_a_patient_is_the_mean_over_its_patches",),
+    ),
+    Mutant(
+        "plans with batch dice are accepted", 3, "nnunet_compat/training.py", {"if settings.batch_dice:": "if False:"},
+        (f"{REFUSALS}::test_rule_11_files_that_do_not_fit_each_other[batch_dice]",),
+    ),
+    Mutant(
+        "batch normalisation is accepted", 3, "nnunet_compat/training.py",
+        {"if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):": "if False:"},
+        (f"{REAL}::test_rule_03_networks_that_mix_patients_are_refused",),
+    ),
+    Mutant(
+        "dropout is accepted", 3, "nnunet_compat/training.py",
+        {"if any(_drops_at_random(module) for module in network.modules()):": "if False:"},
+        (f"{REAL}::test_rule_03_networks_that_mix_patients_are_refused",),
+    ),
+    Mutant(
+        "foreground oversampled by position", 3, "nnunet_compat/training.py",
+        {"            probabilistic_oversampling=True,": "            probabilistic_oversampling=False,"},
+        (f"{LOADER}::test_rule_03_foreground_is_oversampled_by_chance_for_each_patch_alone",),
+    ),
+    Mutant(
+        "one augmentation stream for all patients", 3, "nnunet_compat/training.py",
+        {"        with _seeded(key):": "        if True:"},
+        (f"{LOADER}::test_rule_03_patches_are_the_same_bits_whoever_else_is_drawn",),
+    ),
+    Mutant(
+        "torch's generator is not keyed", 3, "nnunet_compat/training.py",
+        {'    torch.random.default_generator.manual_seed(int.from_bytes(key[:8], "little") >> 1)\n': ""},
+        (f"{LOADER}::test_rule_03_patches_do_not_depend_on_generators_of_the_process",),
+    ),
+    Mutant(
+        "patches keyed with 32 bits", 3, "nnunet_compat/training.py",
+        {"np.random.seed(np.frombuffer(key, dtype=np.uint32))": "np.random.seed(int.from_bytes(key[:4], 'little'))"},
+        (f"{LOADER}::test_rule_03_every_part_of_the_key_counts",),
+    ),
+    Mutant(
+        "patches keyed by the order of the draw", 3, "trainers/private_training.py",
+        {"self._randomness.patch_key(site, step, unit)": "self._randomness.patch_key(site, step, str(group.index(unit)))"},
+        (f"{LOADER}::test_rule_03_keys_of_a_block_depend_on_site_step_and_unit_alone",),
+    ),
+    Mutant(
+        "the same patches every step", 3, "trainers/private_training.py",
+        {"self._randomness.patch_key(site, step, unit)": "self._randomness.patch_key(site, 0, unit)"},
+        (f"{LOADER}::test_rule_03_keys_of_a_block_depend_on_site_step_and_unit_alone",),
+    ),
+    Mutant(
+        "names of a patch key run into each other", 3, "privacy/noise.py",
+        {'message = "\\0".join((site, str(step), unit)).encode()': 'message = "".join((site, str(step), unit)).encode()'},
+        (f"{LOADER}::test_rule_03_keys_differ_by_site_step_unit_and_run_and_are_long",),
+    ),
+    # Rule 4: sum and divisor
+    Mutant(
+        "clipped after the sum", 4, "privacy/gradients/loop.py",
+        {
+            "torch._foreach_add_(totals, gradients, alpha=factor)": "torch._foreach_add_(totals, gradients)",
+            "        self._clear()\n        return result": (
+                "        self._clear()\n"
+                "        torch._foreach_mul_(totals, rule.factor(_norm(totals)))\n"
+                "        return result"
+            ),
+        },
+        (f"{GRADIENTS}::test_rule_04_sum_of_clipped_gradients_not_clipped_sum",), quick=True,
+    ),
+    Mutant(
+        "mean instead of sum", 4, "privacy/gradients/loop.py",
+        {
+            "        self._clear()\n        return result": (
+                "        self._clear()\n        torch._foreach_div_(totals, max(1, len(result.losses)))\n        return result"
+            )
+        },
+        (f"{GRADIENTS}::test_rule_04_sum_of_clipped_gradients_not_clipped_sum",),
+    ),
+    Mutant(
+        "divided by the drawn size", 4, "privacy/mechanism.py",
+        {
+            "return NoisyUpdate(_divided(summed.total, expected_units), noisy_count, count_noise)": (
+                "return NoisyUpdate(_divided(summed.total, len(summed.losses) or expected_units), noisy_count, count_noise)"
+            )
+        },
+        (f"{DETAILS}::test_rule_04_divisor_of_a_private_release_ignores_the_drawn_size",), quick=True,
+    ),
+    Mutant(
+        "weight decay before the noise", 4, "privacy/gradients/loop.py",
+        {"torch.zeros_like(p, dtype=_wide(p))": "(3e-5 * p.detach()).to(_wide(p))"},
+        (f"{GRADIENTS}::test_rule_04_noise_is_on_every_trained_coordinate_also_of_an_empty_draw",),
+    ),
+    Mutant(
+        "shares of the average from drawn numbers", 4, "federation/client.py",
+        {"        expected_units=outcome.expected_units,": "        expected_units=float(len(outcome.losses) or 1),"},
+        (f"{CLIENT}::test_update_holds_the_trained_tensors_alone",),
+    ),
+    Mutant(
+        "drawn numbers in the records of a central run", 4, "trainers/central_run.py",
+        {'{"steps": steps, "attempt": attempt}': '{"steps": steps, "attempt": attempt, "drawn": len(outcome.losses)}'},
+        (f"{STOCK}::test_rule_04_records_of_a_central_run_hold_declared_figures_alone",),
+    ),
+    # Rule 5: not finite
+    Mutant(
+        "zero by multiplication", 5, "privacy/gradients/loop.py",
+        {"result.non_finite += 1\n                continue": "result.non_finite += 1\n                factor = 0.0"},
+        (f"{GRADIENTS}::test_rule_05_a_unit_that_is_not_finite_adds_exactly_nothing",), quick=True,
+    ),
+    Mutant(
+        "only the loss is looked at", 5, "privacy/gradients/loop.py",
+        {"if not (math.isfinite(loss) and math.isfinite(factor)):": "if not math.isfinite(loss):"},
+        (f"{DETAILS}::test_rule_05_a_finite_loss_with_a_gradient_that_is_not_adds_nothing",),
+    ),
+    # Rule 6: numbers
+    Mutant(
+        "sum in half precision", 6, "privacy/gradients/loop.py",
+        {"    return torch.float64 if tensor.dtype == torch.float64 else torch.float32": "    return tensor.dtype"},
+        (f"{GRADIENTS}::test_rule_06_clip_and_sum_are_float32_also_for_a_half_precision_network",),
+    ),
+    Mutant(
+        "noise in half precision", 6, "privacy/noise.py",
+        {"if tensor.dtype not in (torch.float32, torch.float64):": "if False:"},
+        (f"{GRADIENTS}::test_rule_06_noise_in_half_precision_is_refused",),
+    ),
+    # Rule 7: noise
+    Mutant(
+        "noise halved", 7, "privacy/noise.py", {"alpha=standard_deviation)": "alpha=standard_deviation / 2)"},
+        (f"{NOISE}::test_rule_07_standard_deviation_is_the_accounted_one",), quick=True,
+    ),
+    Mutant(
+        "noise 5 % low", 7, "privacy/noise.py", {"alpha=standard_deviation)": "alpha=0.95 * standard_deviation)"},
+        (f"{NOISE}::test_rule_07_standard_deviation_is_the_accounted_one",), quick=True,
+    ),
+    Mutant(
+        "noise that is not Gaussian", 7, "privacy/noise.py",
+        {
+            "generator.standard_normal(tuple(tensor.shape), dtype=precision)": (
+                "generator.uniform(-(3**0.5), 3**0.5, tuple(tensor.shape)).astype(precision)"
+            )
+        },
+        (f"{NOISE}::test_rule_07_shape_is_gaussian",),
+    ),
+    Mutant(
+        "one tensor without noise", 7, "privacy/mechanism.py",
+        {"for tensor in summed.total.values():\n            add_gaussian_": (
+            "for tensor in list(summed.total.values())[1:]:\n            add_gaussian_"
+        )},
+        (f"{GRADIENTS}::test_rule_04_noise_is_on_every_trained_coordinate_also_of_an_empty_draw",), quick=True,
+    ),
+    Mutant(
+        "one tensor of the real network without noise", 7, "privacy/mechanism.py",
+        {"for tensor in summed.total.values():\n            add_gaussian_": (
+            "for tensor in list(summed.total.values())[:-1]:\n            add_gaussian_"
+        )},
+        (f"{REAL}::test_rule_04_every_coordinate_that_is_trained_gets_noise",),
+    ),
+    Mutant(
+        "all tensors share their noise", 7, "privacy/mechanism.py",
+        {"add_gaussian_(tensor, gradient_z, generator)": (
+            "add_gaussian_(tensor, gradient_z, np.random.Generator(type(generator.bit_generator)(1)))"
+        )},
+        (f"{NOISE}::test_rule_07_independent_across_tensors_steps_sites_and_restarts",),
+    ),
+    Mutant(
+        "the same noise every step", 7, "privacy/noise.py",
+        {
+            "    def noise(self, site: str, step: int) -> np.random.Generator:\n        return _fresh_generator()": (
+                "    def noise(self, site: str, step: int) -> np.random.Generator:\n"
+                "        return np.random.Generator(np.random.Philox(int.from_bytes(self.patch_key(site, 0, ''), 'little')))"
+            )
+        },
+        (f"{NOISE}::test_rule_07_independent_across_tensors_steps_sites_and_restarts",),
+    ),
+    Mutant(
+        "two sites share their noise", 7, "privacy/noise.py",
+        {
+            "    def noise(self, site: str, step: int) -> np.random.Generator:\n        return _fresh_generator()": (
+                "    def noise(self, site: str, step: int) -> np.random.Generator:\n"
+                "        return np.random.Generator(np.random.Philox(int.from_bytes(self.patch_key('', step, ''), 'little')))"
+            )
+        },
+        (f"{NOISE}::test_rule_07_independent_across_tensors_steps_sites_and_restarts",),
+    ),
+    Mutant(
+        "noise that a repeated step would replay", 7, "privacy/noise.py",
+        {
+            "    def noise(self, site: str, step: int) -> np.random.Generator:\n        return _fresh_generator()": (
+                "    def noise(self, site: str, step: int) -> np.random.Generator:\n"
+                "        return np.random.Generator(np.random.Philox(int.from_bytes(self.patch_key(site, step, ''), 'little')))"
+            )
+        },
+        (f"{DETAILS}::test_rule_07_real_generators_never_meet",),
+    ),
+    Mutant(
+        "noise from a bare 32-bit seed", 7, "privacy/noise.py",
+        {'entropy = int.from_bytes(os.urandom(KEY_BYTES), "little")': 'entropy = int.from_bytes(os.urandom(4), "little")'},
+        (f"{DETAILS}::test_rule_07_generators_use_every_bit_of_at_least_16_bytes_of_entropy",), quick=True,
+    ),
+    Mutant(
+        "noise derived from the run's seed", 7, "privacy/mechanism.py",
+        {"generator = randomness.noise(site, step)": "generator = np.random.default_rng([self.plan.seed, step])"},
+        (f"{NOISE}::test_rule_07_independent_across_tensors_steps_sites_and_restarts",),
+    ),
+    Mutant(
+        "declared noise is calibrated away", 7, "privacy/mechanism.py",
+        {"if not plan.is_private or plan.noise_multiplier is not None:": "if not plan.is_private:"},
+        (f"{DETAILS}::test_rule_11_noise_that_was_declared_is_kept_by_the_calibration",),
+    ),
+    # Rule 8: adaptive clipping
+    Mutant(
+        "the count is not paid for", 8, "privacy/mechanism.py",
+        {"gradient_z = gradient_noise_multiplier(z, count_noise)": "gradient_z = z"},
+        (f"{NOISE}::test_rule_08_the_centred_count_is_noised_and_paid_for",), quick=True,
+    ),
+    Mutant(
+        "the count is released without noise", 8, "privacy/mechanism.py",
+        {"noisy_count = summed.centred_count + count_noise * float(generator.standard_normal(dtype=np.float64))": (
+            "noisy_count = summed.centred_count"
+        )},
+        (f"{NOISE}::test_rule_08_the_centred_count_is_noised_and_paid_for",),
+    ),
+    Mutant(
+        "too little noise on the count is allowed", 8, "privacy/clipping.py",
+        {"if not count_noise >= 2 * noise_multiplier:": "if False:"},
+        (f"{NOISE}::test_rule_08_too_little_noise_on_the_count_is_refused",),
+    ),
+    Mutant(
+        "the count is not centred", 8, "privacy/gradients/loop.py",
+        {"0.5 if rule.is_below(norm) else -0.5": "1.0 if rule.is_below(norm) else 0.0"},
+        (f"{DETAILS}::test_rule_08_each_unit_adds_half_or_minus_half_to_the_count",),
+    ),
+    Mutant(
+        "no public limits of the clip norm", 8, "privacy/clipping.py",
+        {"return min(max(moved, limits[0]), limits[1])": "return moved"},
+        (f"{NOISE}::test_rule_08_clip_norm_moves_towards_the_quantile_and_stays_in_public_limits",),
+    ),
+    Mutant(
+        "the clip norm is not restored", 8, "federation/rounds.py",
+        {"        self._folder.rewind_rounds(self.state.round)": (
+            "        self._folder.rewind_rounds(self.state.round)\n"
+            "        self.state.clip_norm = self._mechanism.plan.clipping.clip_norm"
+        )},
+        (f"{KILLS}::test_rule_11_a_run_that_died_goes_on_to_the_same_weights[round's checkpoint written]",),
+    ),
+    # Rule 9: accounting
+    Mutant(
+        "the target is reported instead of what was spent", 9, "privacy/summary.py",
+        {'    return accounting.epsilon(events, float(first["delta"]))': '    return float(first["target_epsilon"])'},
+        (f"{LEDGER}::test_rule_09_an_outsider_recomputes_epsilon_in_ten_lines",),
+    ),
+    Mutant(
+        "equal lines count once", 9, "privacy/accounting.py",
+        {'float(event["noise_multiplier"])] += int(event["steps"])': 'float(event["noise_multiplier"])] = int(event["steps"])'},
+        (f"{LEDGER}::test_rule_09_every_line_counts",), quick=True,
+    ),
+    Mutant(
+        "the ledger names a smaller rate", 9, "privacy/mechanism.py",
+        {"wanted = [accounting.poisson_gaussian(self.plan.sampling_rate, z, n) for z, n in levels]": (
+            "wanted = [accounting.poisson_gaussian(self.plan.sampling_rate / 2, z, n) for z, n in levels]"
+        )},
+        (f"{DETAILS}::test_rule_09_the_ledger_names_the_rate_and_the_noise_of_the_steps",),
+    ),
+    Mutant(
+        "the ledger names more noise", 9, "privacy/mechanism.py",
+        {"wanted = [accounting.poisson_gaussian(self.plan.sampling_rate, z, n) for z, n in levels]": (
+            "wanted = [accounting.poisson_gaussian(self.plan.sampling_rate, 1.1 * z, n) for z, n in levels]"
+        )},
+        (f"{DETAILS}::test_rule_09_the_ledger_names_the_rate_and_the_noise_of_the_steps",),
+    ),
+    Mutant(
+        "unknown events are passed over", 9, "privacy/ledger.py", {'if line.get("event") not in KNOWN_EVENTS:': "if False:"},
+        (f"{DETAILS}::test_rule_09_a_ledger_with_an_unknown_event_is_refused_by_every_reader",),
+    ),
+    Mutant(
+        "the plan made from pooled statistics is not mentioned", 13, "trainers/site_ledger.py",
+        {'if plan.fingerprint == "pooled" and "plan" not in scopes:': "if False:"},
+        (f"{ROUNDS}::test_rule_09_run_ends_with_checkpoint_records_and_ledgers_within_the_target[nnUNetTrainerADP]",),
+    ),
+    Mutant(
+        "training without noise is not mentioned", 9, "trainers/site_ledger.py",
+        {'if not plan.is_private and "training" not in scopes:': "if False:"},
+        (f"{ROUNDS}::test_rule_09_run_ends_with_checkpoint_records_and_ledgers_within_the_target[nnUNetTrainerNP]",),
+    ),
+    # Rule 10: levels
+    Mutant(
+        "any number of noise levels", 10, "privacy/plan.py", {"MAX_NOISE_LEVELS = 20": "MAX_NOISE_LEVELS = 2000"},
+        (f"{DETAILS}::test_rule_10_at_most_twenty_declared_levels_of_noise",),
+    ),
+    Mutant(
+        "noise levels rounded down", 10, "privacy/schedule.py",
+        {"return round(base * self.ratio_at(step) + 0.5 * 10**-_DECIMALS, _DECIMALS)": (
+            "return round(base * self.ratio_at(step) - 0.5 * 10**-_DECIMALS, _DECIMALS)"
+        )},
+        (f"{DETAILS}::test_rule_10_levels_are_never_below_what_was_declared",),
+    ),
+    Mutant(
+        "a run that was stopped early reports what it spent", 10, "privacy/summary.py",
+        {'"epsilon": spent if complete or spent is None': '"epsilon": spent if True or spent is None'},
+        (f"{ROUNDS}::test_rule_10_a_run_that_stopped_early_reports_the_declared_epsilon",),
+    ),
+    # Rule 11: budget and ledger
+    Mutant(
+        "forgotten ledger line", 11, "privacy/mechanism.py",
+        {"            ledger.append(event, round_index=round_index, attempt=attempt)": "            pass"},
+        (f"{LEDGER}::test_rule_11_the_ledger_is_written_before_the_permit_exists",), quick=True,
+    ),
+    Mutant(
+        "the ledger is written after the step", 11, "federation/client.py",
+        {
+            "    permit = site.mechanism.authorise(ledger, task.first_step, task.steps, round_index=task.round, attempt=attempt)\n": (
+                "    from nnunet_adpfl.privacy.mechanism import Permit\n"
+                "    permit = Permit()\n"
+                "    for step in range(task.first_step, task.first_step + task.steps):\n"
+                "        permit.levels[site.mechanism.noise_multiplier_at(step)] += 1\n"
+            ),
+            "    update = _make_update(": (
+                "    site.mechanism.authorise(ledger, task.first_step, task.steps, round_index=task.round, attempt=attempt)\n"
+                "    update = _make_update("
+            ),
+        },
+        (f"{CLIENT}::test_rule_11_the_ledger_is_written_before_the_first_step",),
+    ),
+    Mutant(
+        "the ledger is not forced to the disk", 11, "atomic_files.py",
+        {"data = data[os.write(descriptor, data) :]\n        os.fsync(descriptor)": "data = data[os.write(descriptor, data) :]"},
+        (f"{DETAILS}::test_rule_11_lines_reach_the_disk_before_they_count",),
+    ),
+    Mutant(
+        "the ledger before the odometer", 11, "privacy/ledger.py",
+        {
+            "        line = hash_chain.sealed(fields, self.content.head)\n": (
+                "        line = hash_chain.sealed(fields, self.content.head)\n        hash_chain.append(self.path, line)\n"
+            ),
+            "odometer.record(line, self.units_digest)\n        hash_chain.append(self.path, line)\n": (
+                "odometer.record(line, self.units_digest)\n"
+            ),
+        },
+        (f"{DETAILS}::test_rule_11_the_odometer_is_written_before_the_ledger_and_both_before_the_permit",),
+    ),
+    Mutant(
+        "a ledger that was rewound is accepted", 11, "privacy/odometer.py",
+        {"        raise PrivacyRefusedError(\n            f\"{self.path}: the ledger of run": (
+            "        return None\n        raise PrivacyRefusedError(\n            f\"{self.path}: the ledger of run"
+        )},
+        (f"{LEDGER}::test_rule_11_missing_edited_shorter_or_torn_ledgers",), quick=True,
+    ),
+    Mutant(
+        "an odometer that was rewound is accepted", 11, "privacy/odometer.py",
+        {'if last["hash"] == ledger.head:': 'if any(line["hash"] == last["hash"] for line in ledger.lines[-2:]):'},
+        (f"{DETAILS}::test_rule_11_an_odometer_that_is_one_line_short_is_noticed",),
+    ),
+    Mutant(
+        "an edited line is accepted", 11, "privacy/hash_chain.py",
+        {' or line.get("hash") != line_hash(line):': ":"},
+        (f"{LEDGER}::test_rule_11_missing_edited_shorter_or_torn_ledgers",),
+    ),
+    Mutant(
+        "a checkpoint newer than the ledger is accepted", 11, "privacy/ledger.py",
+        {'if all(line["hash"] != head for line in self.content.lines):': "if False:"},
+        (f"{CLIENT}::test_rule_11_a_ledger_older_than_the_servers_checkpoint_is_refused",),
+    ),
+    Mutant(
+        "a torn line is free", 11, "privacy/ledger.py", {
+            "    if content.torn is not None:\n        events.append(": "    if False:\n        events.append("
+        },
+        (f"{LEDGER}::test_rule_11_a_torn_last_line_counts_as_spent",),
+    ),
+    Mutant(
+        "budget check skipped", 11, "privacy/mechanism.py",
+        {"        self._check_budget([*ledger.events(), *wanted])\n": ""},
+        (f"{LEDGER}::test_rule_11_the_step_beyond_the_budget_is_not_taken_and_not_written",), quick=True,
+    ),
+    Mutant(
+        "the reserve is not priced", 11, "privacy/mechanism.py", {"    if plan.reserve_steps:": "    if False:"},
+        (f"{LEDGER}::test_rule_11_noise_is_calibrated_for_steps_and_reserve",),
+    ),
+    Mutant(
+        "too little declared noise is accepted", 11, "privacy/mechanism.py",
+        {"        if planned > ready.epsilon:": "        if False:"},
+        (f"{LEDGER}::test_rule_11_too_little_declared_noise_is_refused",),
+    ),
+    Mutant(
+        "a permit is never used up", 11, "privacy/mechanism.py",
+        {"self.levels[noise_multiplier] -= 1": "self.levels[noise_multiplier] -= 0"},
+        (f"{LEDGER}::test_rule_11_no_release_without_a_paid_step",),
+    ),
+    Mutant(
+        "a retried step is not charged", 11, "privacy/mechanism.py",
+        {"        for event in wanted:\n            ledger": "        for event in wanted if attempt == 0 else []:\n            ledger"},
+        (
+            f"{ROUNDS}::test_rule_11_a_retried_round_adds_a_ledger_line",
+            f"{CLIENT}::test_rule_11_another_task_for_the_same_round_is_a_new_attempt",
+        ),
+    ),
+    Mutant(
+        "an update for other weights is sent again", 11, "federation/stored_update.py",
+        {'        "weights": task.weights_hash(),\n': ""},
+        (f"{CLIENT}::test_rule_11_another_task_for_the_same_round_is_a_new_attempt",),
+    ),
+    Mutant(
+        "an update that the ledger does not know is sent", 11, "federation/client.py",
+        {"if stored is not None and _is_paid(stored, ledger):": "if stored is not None:"},
+        (f"{CLIENT}::test_rule_11_without_an_intact_paid_update_the_round_is_paid_again",),
+    ),
+    Mutant(
+        "a finished round is paid again", 11, "federation/client.py",
+        {"if stored is not None and _is_paid(stored, ledger):": "if False:"},
+        (f"{CLIENT}::test_rule_11_a_finished_round_is_answered_again_byte_for_byte_and_free",),
+    ),
+    Mutant(
+        "a run is started where one lies", 11, "trainers/run_manifest.py", {"    if found:\n": "    if False:\n"},
+        (f"{REFUSALS}::test_rule_11_an_existing_run_is_never_started_anew",),
+    ),
+    Mutant(
+        "a changed privacy plan may go on", 11, "trainers/run_manifest.py",
+        {"if manifest.plan_hash != plan_hash:": "if False:"},
+        (f"{REFUSALS}::test_rule_11_runs_that_cannot_go_on[privacy plan edited]",),
+    ),
+    Mutant(
+        "a ledger without its checkpoint may go on", 11, "trainers/run_folder.py",
+        {"if found is None and self.has_ledger():": "if False:"},
+        (f"{REFUSALS}::test_rule_11_runs_that_cannot_go_on[ledger without checkpoint]",),
+    ),
+    Mutant(
+        "other patients may go on with a ledger", 11, "privacy/ledger.py",
+        {' or first.get("units_digest") != units_digest:': ":"},
+        (f"{REFUSALS}::test_rule_11_units_that_changed_cannot_go_on",),
+    ),
+    Mutant(
+        "a checkpoint is written over the last one", 11, "trainers/checkpoint.py",
+        {"atomic_files.write_bytes(path, buffer.getbuffer())": "path.write_bytes(buffer.getbuffer())"},
+        (f"{KILLS}::test_rule_11_a_full_disk_leaves_the_previous_checkpoint_readable",),
+    ),
+    # Rule 12: what is released
+    Mutant(
+        "export leaks the digest of the patients", 12, "trainers/release.py",
+        {'_LEDGER_SECRETS = ("units_digest", ': "_LEDGER_SECRETS = ("},
+        (f"{RELEASE}::test_rule_12_keys_of_released_files_are_listed",),
+    ),
+    Mutant(
+        "export leaks the digest of the cohort", 12, "trainers/release.py",
+        {'_PLAN_SECRETS = ("cohort_digest",)': "_PLAN_SECRETS = ()"},
+        (f"{RELEASE}::test_rule_12_nothing_that_points_at_a_patient_is_in_any_released_file",),
+    ),
+    Mutant(
+        "export keeps the hash of the plan with the cohort in it", 12, "trainers/release.py",
+        {'fields["plan_hash"] = plan_hash': 'fields["plan_hash"] = event["plan_hash"]'},
+        (f"{RELEASE}::test_rule_12_nothing_that_points_at_a_patient_is_in_any_released_file",),
+    ),
+    Mutant(
+        "export takes the local log along", 12, "trainers/release.py",
+        {"    _release_checkpoint(run, manifest": (
+            "    for log in run.rglob('local_log.jsonl'):\n        shutil.copy(log, model)\n    _release_checkpoint(run, manifest"
+        )},
+        (f"{RELEASE}::test_rule_12_release_has_the_listed_files_alone",),
+    ),
+    Mutant(
+        "export releases the optimizer's state", 12, "trainers/release.py",
+        {'"optimizer_state": {},': '"optimizer_state": content["adpfl"],'},
+        (f"{RELEASE}::test_rule_12_keys_of_released_files_are_listed",),
+    ),
+    Mutant(
+        "export names the exact number of cases", 12, "trainers/release.py",
+        {'"name", "description",': '"name", "description", "numTraining",'},
+        (f"{RELEASE}::test_rule_12_keys_of_released_files_are_listed",),
+    ),
+    Mutant(
+        "losses in the checkpoint", 12, "trainers/checkpoint.py",
+        {'"logging": {},': '"logging": {"train_losses": [0.5]},'},
+        (f"{RELEASE}::test_rule_12_checkpoint_holds_plain_values_without_losses_or_case_ids",),
+    ),
+    # Rule 14: across sites
+    Mutant(
+        "the smallest epsilon of all sites", 14, "privacy/summary.py", {"else max(epsilons)": "else min(epsilons)"},
+        (f"{SITES}::test_rule_14_epsilon_is_the_maximum_over_sites",),
+    ),
+    Mutant(
+        "a unit may be at two sites", 14, "cohort.py",
+        {"if site_of_unit.setdefault(entry.unit, entry.site) != entry.site:": "if False:"},
+        (f"{SITES}::test_rule_14_a_unit_at_two_sites_is_refused",), quick=True,
+    ),
+    # Rule 15: the trust boundary
+    Mutant(
+        "checkpoints may execute code", 15, "trainers/checkpoint.py", {"weights_only=True": "weights_only=False"},
+        (f"{START}::test_rule_15_a_checkpoint_is_read_without_executing_anything",),
+    ),
+    Mutant(
+        "a site accepts another privacy plan", 15, "federation/client.py",
+        {"    if task.plan_hash != plan.digest():": "    if False:"},
+        (f"{CLIENT}::test_rule_15_tasks_that_do_not_fit_are_refused_unpaid[another privacy plan]",),
+    ),
+    Mutant(
+        "weights that are not finite are accepted", 15, "trainers/checkpoint.py",
+        {"        if not bool(torch.isfinite(value).all()):": "        if False:"},
+        (f"{CLIENT}::test_rule_15_tasks_that_do_not_fit_are_refused_unpaid[infinite]",),
+    ),
+    Mutant(
+        "updates are averaged unchecked", 15, "federation/aggregation.py",
+        {"        _check(update, self._wanted)\n": ""},
+        (f"{AGGREGATION}::test_rule_15_updates_that_do_not_fit_are_refused_and_add_nothing",),
+    ),
+    # Rule 16: initial weights
+    Mutant(
+        "undeclared initial weights are accepted", 16, "trainers/nnUNetTrainerADP.py",
+        {"if weights_digest(self.network) != self.model.initial_digest:": "if False:"},
+        (f"{START}::test_rule_16_undeclared_weights_of_stock_nnunet_are_refused",),
+    ),
+    Mutant(
+        "the checkpoint of a private run counts as public", 16, "trainers/private_model.py",
+        {'    if "adpfl" in content:': "    if False:"},
+        (f"{START}::test_rule_16_the_checkpoint_of_a_private_run_is_not_public",),
+    ),
+    Mutant(
+        "another file than the declared one is accepted", 16, "trainers/private_model.py",
+        {"    if found != declared.sha256:": "    if False:"},
+        (f"{START}::test_rule_16_a_file_that_is_not_the_declared_one_is_refused",),
+    ),
+)  # fmt: skip
