@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,16 @@ def copy_of(planned: Path, base: Path) -> Workspace:
             shutil.copy(entry, workspace.preprocessed)
     (base / "raw").symlink_to(planned / "raw")
     return workspace
+
+
+@contextmanager
+def own_workspace(planned: Path, base: Path) -> Iterator[Workspace]:
+    """A workspace outside of a test, for fixtures that several tests share; nnU-Net's variables point at it meanwhile."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        workspace = copy_of(planned, base)
+        set_folders(monkeypatch, base)
+        monkeypatch.setattr(os, "fsync", lambda _: None)
+        yield workspace
 
 
 def read(path: Path) -> Any:

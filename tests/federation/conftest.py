@@ -1,4 +1,4 @@
-"""A tiny raw data set and nnU-Net's three folders, for the tests of planning."""
+"""A tiny raw data set and nnU-Net's three folders, for the tests of planning; finished runs, for those of training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import tiny_dataset
+from finished_runs import Result, undisturbed_result
+from workspace import Workspace, own_workspace
 
 from nnunet_adpfl.nnunet_compat import planning as stock
 
@@ -30,3 +32,17 @@ def tiny(nnunet_folders: Path, few_samples: None) -> Path:
     """The folder of a raw data set with cohort: 10 patients at two sites."""
     tiny_dataset.write_raw(nnunet_folders / "raw", patients=10, side=12)
     return nnunet_folders / "raw" / tiny_dataset.NAME
+
+
+@pytest.fixture(scope="session")
+def undisturbed(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return undisturbed_result(planned, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="session")
+def finished(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """One finished 2d run of every trainer; read only."""
+    with own_workspace(planned, tmp_path_factory.mktemp("finished")) as workspace:
+        for trainer in ("nnUNetTrainerADP", "nnUNetTrainerDP", "nnUNetTrainerNP"):
+            workspace.train("2d", trainer=trainer)
+    return workspace

@@ -10,14 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from workspace import LOCAL_STEPS, ROUNDS, Workspace, assert_equal, copy_of, ledgers, set_folders, steps_paid, weights
+from finished_runs import Result, undisturbed_result
+from workspace import LOCAL_STEPS, ROUNDS, Workspace, assert_equal, ledgers, steps_paid, weights
 
 from nnunet_adpfl import atomic_files
 from nnunet_adpfl.federation import stored_update
@@ -31,31 +31,6 @@ TARGET = 8.0
 
 class Killed(BaseException):
     """The process ends here."""
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    weights: dict[str, torch.Tensor]
-    clip_norm: float
-    records: str
-
-
-def result_of(run: Path) -> Undisturbed:
-    state = torch.load(run / "checkpoint_final.pth", weights_only=True)
-    return Undisturbed(dict(state["network_weights"]), state["adpfl"]["clip_norm"], (run / "rounds.jsonl").read_text())
-
-
-def finished_run(planned: Path, base: Path, **plan: Any) -> Undisturbed:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        workspace = copy_of(planned, base)
-        set_folders(monkeypatch, base)
-        workspace.edit_plan(**plan)
-        return result_of(workspace.train())
-
-
-@pytest.fixture(scope="module")
-def undisturbed(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return finished_run(planned, tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture
@@ -98,9 +73,9 @@ def killed(owner: Any, name: str, call: int, when: str) -> Iterator[None]:
             yield
 
 
-def check_same_result(workspace: Workspace, undisturbed: Undisturbed, released: Counter[str]) -> None:
+def check_same_result(workspace: Workspace, undisturbed: Result, released: Counter[str]) -> None:
     run = workspace.run()
-    found = result_of(run)
+    found = Result.of(run)
     assert_equal(found.weights, undisturbed.weights)
     assert (found.clip_norm, found.records) == (undisturbed.clip_norm, undisturbed.records)
     assert not list(run.rglob("*.tmp"))
@@ -153,7 +128,7 @@ QUICK = (
 
 @pytest.mark.parametrize("point", [point if point in QUICK else pytest.param(point, marks=pytest.mark.slow) for point in POINTS])
 def test_rule_11_a_run_that_died_goes_on_to_the_same_weights(
-    point: str, workspace: Workspace, undisturbed: Undisturbed, released: Counter[str]
+    point: str, workspace: Workspace, undisturbed: Result, released: Counter[str]
 ) -> None:
     with killed(*POINTS[point]):
         workspace.train()
@@ -162,7 +137,7 @@ def test_rule_11_a_run_that_died_goes_on_to_the_same_weights(
 
 
 def test_rule_11_dying_twice_in_one_round_is_paid_three_times(
-    workspace: Workspace, undisturbed: Undisturbed, released: Counter[str]
+    workspace: Workspace, undisturbed: Result, released: Counter[str]
 ) -> None:
     for go_on in (False, True):
         with killed(Mechanism, "release", 1, "after"):
@@ -191,13 +166,13 @@ def test_state_between_rounds_survives(setting: str, point: str, workspace: Work
     with killed(*POINTS[point]):
         workspace.train()
     workspace.train(go_on=True)
-    found = result_of(workspace.run())
-    assert_equal(found.weights, finished_run(planned, tmp_path / "whole", **plan).weights)
+    found = Result.of(workspace.run())
+    assert_equal(found.weights, undisturbed_result(planned, tmp_path / "whole", **plan).weights)
 
 
 @pytest.mark.slow
 def test_rule_11_a_run_may_die_at_every_line_it_writes(
-    workspace: Workspace, undisturbed: Undisturbed, released: Counter[str]
+    workspace: Workspace, undisturbed: Result, released: Counter[str]
 ) -> None:
     for line in range(1, 30):
         for when in ("before", "torn"):
@@ -213,7 +188,7 @@ def test_rule_11_a_run_may_die_at_every_line_it_writes(
 def test_rule_11_a_run_may_be_killed_at_any_moment(planned: Path, workspace: Workspace, tmp_path: Path) -> None:
     """Real processes and SIGKILL, at random moments, up to three times a run."""
     many = {"reserve_steps": 60, "noise_multiplier": 4.0}
-    expected = finished_run(planned, tmp_path / "whole", **many)
+    expected = undisturbed_result(planned, tmp_path / "whole", **many)
     workspace.edit_plan(**many)
     generator = np.random.default_rng(20)
     kills = 0
@@ -232,7 +207,7 @@ def test_rule_11_a_run_may_be_killed_at_any_moment(planned: Path, workspace: Wor
                 duration = time.monotonic() - began
                 break
         assert process.exitcode == 0
-        found = result_of(workspace.run())
+        found = Result.of(workspace.run())
         assert_equal(found.weights, expected.weights)
         assert found.records == expected.records
         released = Counter(log.read_text().split())
@@ -257,7 +232,7 @@ def train_and_count(workspace: Workspace, log: Path) -> None:
 
 
 def test_rule_11_a_full_disk_leaves_the_previous_checkpoint_readable(
-    workspace: Workspace, undisturbed: Undisturbed
+    workspace: Workspace, undisturbed: Result
 ) -> None:
     """A limit on the size of files stands for the full disk: the third checkpoint is larger than that."""
     process = multiprocessing.get_context("fork").Process(target=train_until_disk_is_full, args=(workspace,))

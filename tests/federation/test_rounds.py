@@ -10,6 +10,7 @@ import numpy as np
 import one_site
 import pytest
 import torch
+from finished_runs import Result
 from injected_randomness import InjectedRandomness
 from workspace import (
     LOCAL_STEPS,
@@ -77,9 +78,8 @@ def test_every_name_of_a_tensor_has_the_same_bits_in_the_checkpoint(ema_decay: f
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerADP", "nnUNetTrainerDP", "nnUNetTrainerNP"])
-def test_rule_09_run_ends_with_checkpoint_records_and_ledgers_within_the_target(trainer: str, workspace: Workspace) -> None:
-    run = workspace.train("2d", trainer=trainer)
-    assert run == workspace.run(trainer, "2d")
+def test_rule_09_run_ends_with_checkpoint_records_and_ledgers_within_the_target(trainer: str, finished: Workspace) -> None:
+    run = finished.run(trainer, "2d")
     state = adpfl_part(run)
     assert (state["finished"], state["round"], state["steps_done"]) == (True, ROUNDS, STEPS)
     assert not (run / "checkpoint_latest.pth").exists()
@@ -100,11 +100,11 @@ def test_rule_09_run_ends_with_checkpoint_records_and_ledgers_within_the_target(
         assert spent["guarantee"] == "formal_given_plan"
 
 
-def test_rule_08_clip_norm_adapts_only_where_the_plan_says(workspace: Workspace) -> None:
-    adaptive = [line["clip_norm"] for line in read_lines(workspace.train("2d") / "rounds.jsonl")]
-    fixed = [line["clip_norm"] for line in read_lines(workspace.train("2d", trainer="nnUNetTrainerDP") / "rounds.jsonl")]
-    assert len(set(adaptive)) == ROUNDS
-    assert fixed == [1.0] * ROUNDS
+def test_rule_08_clip_norm_adapts_only_where_the_plan_says(finished: Workspace) -> None:
+    runs = {trainer: finished.run(trainer, "2d") for trainer in ("nnUNetTrainerADP", "nnUNetTrainerDP")}
+    norms = {trainer: [line["clip_norm"] for line in read_lines(run / "rounds.jsonl")] for trainer, run in runs.items()}
+    assert len(set(norms["nnUNetTrainerADP"])) == ROUNDS
+    assert norms["nnUNetTrainerDP"] == [1.0] * ROUNDS
 
 
 def test_rule_07_dp_trainer_has_constant_noise_whatever_the_plan_declares(workspace: Workspace) -> None:
@@ -136,14 +136,12 @@ def test_rule_02_real_runs_never_repeat_themselves(workspace: Workspace) -> None
     assert any(not torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_runs_with_injected_randomness_are_bit_equal_whatever_the_number_of_workers(workspace: Workspace) -> None:
-    found = []
-    for workers in (0, 2):
-        run = workspace.train(workers=workers)
-        found.append((weights(run), adpfl_part(run)["clip_norm"], (run / "rounds.jsonl").read_text()))
-        run.rename(workspace.base / f"kept_{workers}")
-    assert_equal(found[0][0], found[1][0])
-    assert found[0][1:] == found[1][1:]
+def test_runs_with_injected_randomness_are_bit_equal_whatever_the_number_of_workers(
+    workspace: Workspace, undisturbed: Result
+) -> None:
+    found = Result.of(workspace.train(workers=2))
+    assert_equal(found.weights, undisturbed.weights)
+    assert (found.clip_norm, found.records) == (undisturbed.clip_norm, undisturbed.records)
 
 
 def test_rule_11_fold_all_trains_on_every_unit(workspace: Workspace) -> None:
@@ -170,27 +168,23 @@ def test_fewer_rounds_than_planned_spend_less(workspace: Workspace) -> None:
     assert (run / "checkpoint_final.pth").read_bytes() == before
 
 
-def test_optimizer_state_is_kept_or_reset_as_declared(workspace: Workspace) -> None:
+def test_optimizer_state_is_kept_or_reset_as_declared(workspace: Workspace, undisturbed: Result) -> None:
     found = {}
-    for momentum in (0.0, 0.9):
-        for state in ("reset", "kept"):
-            workspace.edit_plan(optimizer={"momentum": momentum}, rounds={"optimizer_state": state})
-            run = workspace.train()
-            found[momentum, state] = weights(run)
-            run.rename(workspace.base / f"{momentum}_{state}")
-    assert_equal(found[0.0, "reset"], found[0.0, "kept"])
+    for momentum, state in ((0.0, "kept"), (0.9, "kept"), (0.9, "reset")):
+        workspace.edit_plan(optimizer={"momentum": momentum}, rounds={"optimizer_state": state})
+        run = workspace.train()
+        found[momentum, state] = weights(run)
+        run.rename(workspace.base / f"{momentum}_{state}")
+    assert_equal(found[0.0, "kept"], undisturbed.weights)
     assert any(not torch.equal(value, found[0.9, "kept"][name]) for name, value in found[0.9, "reset"].items())
 
 
-def test_moving_average_is_the_result_and_costs_nothing(workspace: Workspace) -> None:
-    plain = workspace.train()
-    spent = {site: steps_paid(lines) for site, lines in ledgers(plain).items()}
-    last = weights(plain)
-    plain.rename(workspace.base / "plain")
+def test_moving_average_is_the_result_and_costs_nothing(workspace: Workspace, undisturbed: Result) -> None:
+    last = undisturbed.weights
     middles = [weights_after(workspace, number) for number in (1, 2)]
     workspace.edit_plan(optimizer={"ema_decay": 0.9})
     averaged = workspace.train()
-    assert {site: steps_paid(lines) for site, lines in ledgers(averaged).items()} == spent
+    assert all(steps_paid(lines) == STEPS for lines in ledgers(averaged).values())
     assert adpfl_part(averaged)["raw_weights"] is None
     changed = [name for name, value in weights(averaged).items() if not torch.equal(value, last[name])]
     assert changed
@@ -221,22 +215,18 @@ def fail_at(site: str, rounds: set[int], times: int, monkeypatch: pytest.MonkeyP
 
 
 def test_rule_11_a_failed_site_repeats_the_round_and_the_others_pay_once(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, undisturbed: Result, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    undisturbed = workspace.train()
-    undisturbed.rename(workspace.base / "undisturbed")
     fail_at("site-b", {1}, 1, monkeypatch)
     run = workspace.train()
-    assert_equal(weights(run), weights(workspace.base / "undisturbed"))
+    assert_equal(weights(run), undisturbed.weights)
     assert all(steps_paid(lines) == STEPS for lines in ledgers(run).values())
     assert "site site-b: the scanner's disk is away" in capsys.readouterr().err
 
 
 def test_a_site_that_fails_twice_stops_the_run_which_goes_on_later(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, undisturbed: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = workspace.train()
-    undisturbed.rename(workspace.base / "undisturbed")
     fail_at("site-b", {1}, 2, monkeypatch)
     with pytest.raises(AdpflError, match="round 1 failed twice at site site-b") as error:
         workspace.train()
@@ -244,7 +234,7 @@ def test_a_site_that_fails_twice_stops_the_run_which_goes_on_later(
     run = workspace.run()
     assert torch.load(run / "checkpoint_latest.pth", weights_only=True)["adpfl"]["round"] == 1
     workspace.train(go_on=True)
-    assert_equal(weights(run), weights(workspace.base / "undisturbed"))
+    assert_equal(weights(run), undisturbed.weights)
     assert all(steps_paid(lines) == STEPS for lines in ledgers(run).values())
 
 
@@ -308,21 +298,19 @@ class InterruptedOnce(InjectedRandomness):
         return super().noise(site, step)
 
 
-def test_rule_04_records_hold_declared_figures_alone(workspace: Workspace) -> None:
+def test_rule_04_records_hold_declared_figures_alone(finished: Workspace) -> None:
     """Drawn sizes, losses or times in them would not be covered by the guarantee."""
-    run = workspace.train("2d")
+    run = finished.run(configuration="2d")
     for record in read_lines(run / "rounds.jsonl"):
         assert set(record) == {"round", "steps_done", "clip_norm", "learning_rate", "sites"}
         assert all(set(site) == {"steps", "share"} for site in record["sites"].values())
     assert all(set(record["sites"]) == set(SITES) for record in read_lines(run / "rounds.jsonl"))
 
 
-def test_rule_11_every_run_on_the_same_patients_is_in_the_odometer(workspace: Workspace) -> None:
-    for trainer in ("nnUNetTrainerADP", "nnUNetTrainerDP"):
-        workspace.train("2d", trainer=trainer)
+def test_rule_11_every_run_on_the_same_patients_is_in_the_odometer(finished: Workspace) -> None:
     for site in SITES:
-        entries = read_lines(workspace.preprocessed / "sites" / site / "privacy_odometer.jsonl")
-        assert len({entry["run"] for entry in entries}) == 2
+        entries = read_lines(finished.preprocessed / "sites" / site / "privacy_odometer.jsonl")
+        assert len({entry["run"] for entry in entries}) == 3
         assert steps_paid([entry["line"] for entry in entries]) == 2 * STEPS
         assert len({entry["units_digest"] for entry in entries}) == 1
 

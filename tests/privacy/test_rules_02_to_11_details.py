@@ -143,7 +143,7 @@ def test_rule_03_factor_times_norm_is_never_above_one() -> None:
 
 
 def test_rule_09_the_ledger_names_the_rate_and_the_noise_of_the_steps(tmp_path: Path) -> None:
-    mechanism = make_mechanism(noise_decay={"plateaus": 4, "final_ratio": 0.5})
+    mechanism = make_mechanism(noise_decay={"plateaus": 4, "final_ratio": 0.5}, noise_multiplier=5.0)
     mechanism.authorise(start_ledger(tmp_path, mechanism.plan), 3, 4, round_index=0, attempt=0)
     lines = [line for line in hash_chain.read(tmp_path / "ledger.jsonl").lines if line["event"] == "poisson_gaussian"]
     levels = [mechanism.noise_multiplier_at(step) for step in range(3, 7)]
@@ -216,7 +216,7 @@ def test_rule_10_levels_are_never_below_what_was_declared() -> None:
 
 
 def test_rule_11_a_permit_is_for_its_own_level_of_noise(tmp_path: Path) -> None:
-    mechanism = make_mechanism(noise_decay={"plateaus": 4, "final_ratio": 0.5})
+    mechanism = make_mechanism(noise_decay={"plateaus": 4, "final_ratio": 0.5}, noise_multiplier=5.0)
     permit = mechanism.authorise(start_ledger(tmp_path, mechanism.plan), 0, 5, round_index=0, attempt=0)
     with pytest.raises(PrivacyRefusedError, match="not paid"):
         mechanism.release(ClippedSum({"w": torch.zeros(2)}), permit, "a", 19, InjectedRandomness(0))

@@ -64,6 +64,7 @@ def out_of_place(block: BasicBlockD, data: torch.Tensor) -> torch.Tensor:
     return block.nonlin2(block.conv2(block.conv1(data)) + block.skip(data))
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if not shape.regions or shape.network == "plain"], ids=str)
 def test_rule_03_gradients_agree_with_opacus(shape: Shape, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     planned, model = real_networks.build(workspace, shape)

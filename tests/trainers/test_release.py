@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from workspace import PLANS, Workspace, ledgers, read, read_lines, weights
+from workspace import CONFIGURATION, PLANS, Workspace, ledgers, own_workspace, read, read_lines, weights
 
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy import hash_chain, summary
@@ -45,15 +46,24 @@ STATEMENT_KEYS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def federated(workspace: Workspace) -> Path:
-    return workspace.train()
+@pytest.fixture(scope="module")
+def federated(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished federated run; read only."""
+    with own_workspace(planned, tmp_path_factory.mktemp("federated")) as workspace:
+        return workspace.train()
 
 
-@pytest.fixture
-def central(workspace: Workspace, stock_trainer: Callable[..., nnUNetTrainerADP]) -> Path:
-    stock_trainer().run_training()
-    return workspace.run()
+@pytest.fixture(scope="module")
+def central(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the stock command's kind; read only."""
+    with own_workspace(planned, tmp_path_factory.mktemp("central")) as workspace:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+            monkeypatch.setattr("sys.argv", ["nnUNetv2_train"])
+            plans = {**read(workspace.preprocessed / f"{PLANS}.json"), "continue_training": False}
+            dataset_json = read(workspace.preprocessed / "dataset.json")
+            nnUNetTrainerADP(plans, CONFIGURATION, 0, dataset_json, torch.device("cpu")).run_training()
+        return workspace.run()
 
 
 @pytest.fixture(params=["federated", "central"])
@@ -142,7 +152,7 @@ def test_rule_12_nothing_that_points_at_a_patient_is_in_any_released_file(
             assert text.encode() not in content, f"{path.name}: {name}"
 
 
-def test_rule_12_keys_of_released_files_are_listed(workspace: Workspace, federated: Path, tmp_path: Path) -> None:
+def test_rule_12_keys_of_released_files_are_listed(federated: Path, tmp_path: Path) -> None:
     export_run(federated, tmp_path / "out")
     model = tmp_path / "out" / MODEL
     checkpoint = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=True)
@@ -169,8 +179,9 @@ def test_rule_12_released_ledger_is_a_valid_chain_with_the_same_epsilon(federate
 
 
 def test_rule_12_a_torn_line_is_released_as_spent_without_its_bytes(
-    workspace: Workspace, federated: Path, tmp_path: Path
+    federated: Path, tmp_path: Path
 ) -> None:
+    federated = Path(shutil.copytree(federated.parent, tmp_path / "model")) / federated.name
     path = federated / "sites" / "site-a" / "privacy_ledger.jsonl"
     last = path.read_text().splitlines()[-1]
     with path.open("a") as file:
@@ -197,7 +208,7 @@ def test_rule_12_file_of_public_weights_is_named_without_its_folder(workspace: W
 
 
 def test_rule_12_all_of_it_or_nothing(
-    workspace: Workspace, federated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    federated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -212,7 +223,7 @@ def test_rule_12_all_of_it_or_nothing(
     monkeypatch.setattr(checkpoints, "save", full)
     with pytest.raises(OSError, match="No space"):
         export_run(federated, tmp_path / "other")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "workspace"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_rule_12_a_folder_that_is_no_run(tmp_path: Path) -> None:
