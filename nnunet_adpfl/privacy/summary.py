@@ -64,6 +64,7 @@ def summarise(run: Path) -> dict[str, Any]:
     epsilons = [site["epsilon"] for site in sites.values()]
     return {
         "epsilon": None if trained_openly or None in epsilons else max(epsilons),
+        "complete": all(site["complete"] for site in sites.values()),
         "delta": deltas.pop(),
         "unit": units.pop(),
         "adjacency": firsts[0]["adjacency"],

@@ -42,7 +42,7 @@ LEDGER_KEYS = {
     },
 }  # fmt: skip
 STATEMENT_KEYS = {
-    "epsilon", "delta", "unit", "adjacency", "guarantee", "not_covered", "accountant", "sampler", "noise", "sites", "versions",
+    "epsilon", "complete", "delta", "unit", "adjacency", "guarantee", "not_covered", "accountant", "sampler", "noise", "sites", "versions",
 }  # fmt: skip
 
 
