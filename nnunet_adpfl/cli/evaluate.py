@@ -37,7 +37,7 @@ def evaluate(
 
     Writes RUN/validation, RUN/metrics.csv and RUN/evaluation.json.
 
-    Example: adpfl evaluate $nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerADP__nnUNetPlans__3d_fullres/fold_0
+    Example: adpfl evaluate $nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerADP__nnUNetPlans_f8__3d_fullres/fold_0
     """
     from nnunet_adpfl.evaluation import site_matrix
     from nnunet_adpfl.evaluation.run_evaluation import evaluate_run
@@ -73,7 +73,7 @@ def report(
 ) -> None:
     """Write RUN/report.html: scores, pictures, learning curves, privacy spent; one file, no network needed.
 
-    Example: adpfl report $nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerADP__nnUNetPlans__3d_fullres/fold_0
+    Example: adpfl report $nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerADP__nnUNetPlans_f8__3d_fullres/fold_0
     """
     from nnunet_adpfl.evaluation.report import write_report
 

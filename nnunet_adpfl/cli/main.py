@@ -48,7 +48,7 @@ def main() -> None:
     except AdpflError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped; what was finished is kept (most commands go on with --continue)", file=sys.stderr)
+        print("stopped; what was finished is kept (adpfl train and run go on with --continue, others: call again)", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))

@@ -21,7 +21,7 @@ def privacy(
 ) -> None:
     """Say what epsilon was spent at every site and over all, recomputed from the privacy ledgers.
 
-    Example: adpfl privacy $nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerADP__nnUNetPlans__3d_fullres/fold_0
+    Example: adpfl privacy $nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerADP__nnUNetPlans_f8__3d_fullres/fold_0
     """
     from nnunet_adpfl.privacy.summary import summarise
 

@@ -43,7 +43,7 @@ class DemoSettings:
     """Size of the demo. The defaults take less than eight minutes on two cores."""
 
     lesions: int = MOST_LESIONS
-    rounds: int = 10
+    rounds: int = 8
     local_steps: int = 5
     base_features: int = 8
     learning_rate: float = 0.15
