@@ -28,16 +28,31 @@ Planner = Annotated[str, typer.Option(help="Any planner of nnU-Net: ExperimentPl
 BaseFeatures = Annotated[
     int | None, typer.Option(help="Features of the first stage; the plans then have their own name, nnUNetPlans_f8.")
 ]
-PlansName = Annotated[str | None, typer.Option("-p", help="Another name for the plans, as nnU-Net's -overwrite_plans_name.")]
-SmallSites = Annotated[str, typer.Option(help="Sites with fewer units than folds: refuse, or other: share them out over the folds together.")]
+PlansName = Annotated[
+    str | None, typer.Option("-p", help="Another name for the plans, as nnU-Net's -overwrite_plans_name.")
+]
+SmallSites = Annotated[
+    str,
+    typer.Option(help="Sites with fewer units than folds: refuse, or other: share them out over the folds together."),
+]
 
 Epsilon = Annotated[float | None, typer.Option(help="Target epsilon of each site's patients. Default 8.")]
-Delta = Annotated[float | None, typer.Option(help="Target delta, below 1/N. Default: power of ten at or below 1/(10 N).")]
+Delta = Annotated[
+    float | None, typer.Option(help="Target delta, below 1/N. Default: power of ten at or below 1/(10 N).")
+]
 Steps = Annotated[int | None, typer.Option(help="Steps of each site over the whole training. Default 200.")]
-ReserveSteps = Annotated[int | None, typer.Option(help="Paid for beforehand, for interrupted rounds. Default: 10 % of the steps, at least two rounds.")]
-SamplingRate = Annotated[float | None, typer.Option(help="q, chance of each patient to be drawn in a step. Default 0.25.")]
+ReserveSteps = Annotated[
+    int | None,
+    typer.Option(help="Paid for beforehand, for interrupted rounds. Default: 10 % of the steps, at least two rounds."),
+]
+SamplingRate = Annotated[
+    float | None, typer.Option(help="q, chance of each patient to be drawn in a step. Default 0.25.")
+]
 PatchesPerPatient = Annotated[int | None, typer.Option(help="K, patches of a drawn patient. Default 2.")]
-LocalSteps = Annotated[int | None, typer.Option(help="S, steps of a site between two averages. Default: the privacy plan's (5 in a new one).")]
+LocalSteps = Annotated[
+    int | None,
+    typer.Option(help="S, steps of a site between two averages. Default: the privacy plan's (5 in a new one)."),
+]
 Validation = Annotated[str | None, typer.Option(help="Are validation patients private or public? Default private.")]
 ToleranceMm = Annotated[float, typer.Option(help="Boundaries this close agree (NSD), in mm; pixels for PNG.")]
 Mirroring = Annotated[
@@ -50,7 +65,9 @@ InitialWeights = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A field in a section of the privacy plan, e.g. clipping.method=auto_s (docs/privacy_plan.md)."),
+    typer.Option(
+        "--set", help="A field in a section of the privacy plan, e.g. clipping.method=auto_s (docs/privacy_plan.md)."
+    ),
 ]
 
 

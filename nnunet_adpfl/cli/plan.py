@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     dataset: opt.Dataset,
-    configurations: Annotated[list[str], typer.Option("-c", help="nnU-Net configuration to prepare; repeat for several: -c 2d -c 3d_fullres")],
+    configurations: Annotated[
+        list[str], typer.Option("-c", help="nnU-Net configuration to prepare; repeat for several: -c 2d -c 3d_fullres")
+    ],
     fingerprint: opt.Fingerprint = "pooled",
     planner: opt.Planner = "ExperimentPlanner",
     plans: opt.PlansName = None,
