@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nnunet_adpfl import atomic_files, tensor_files
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.federation import stored_update
 from nnunet_adpfl.federation.messages import RoundTask, SiteUpdate, Weights
@@ -17,7 +18,7 @@ from nnunet_adpfl.privacy.mechanism import Mechanism
 from nnunet_adpfl.privacy.noise import Randomness
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import checkpoint as checkpoints
-from nnunet_adpfl.trainers import site_ledger
+from nnunet_adpfl.trainers import post_processing, site_ledger
 from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnreadableCaseError
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.private_model import PrivateModel
@@ -57,16 +58,18 @@ def run_site_round(task: RoundTask, site: Site) -> SiteUpdate:
     would exceed the budget (nothing was written then), InputError for weights that do not fit the plan.
     """
     _check_task(task, site)
-    stored = stored_update.load(task, site.folder)
+    stored = stored_update.load(task, site.folder, {name: tuple(p.shape) for name, p in site.model.trained.items()})
     cases_by_unit = site.prepared.cases_by_unit(site.name)
     ledger = _open_ledger(task, site, sorted(cases_by_unit))
-    if stored is not None and _is_paid(stored, ledger):
+    if stored is not None and stored.site == site.name and _is_paid(stored, ledger):
         return stored
     _receive(task.weights, site)
     training = PrivateTraining(site.mechanism, site.model.engine, site.model.trained, site.loader, site.randomness)
     _restore_optimizer(training, task, site)
     attempt = site_ledger.next_attempt(ledger, task.round)
-    permit = site.mechanism.authorise(ledger, task.first_step, task.steps, round_index=task.round, attempt=attempt)
+    permit = site.mechanism.authorise(
+        ledger, task.first_step, task.steps, round_index=task.round, attempt=attempt, level=task.noise_level
+    )
     try:
         outcome = training.run_block(
             permit, site.name, cases_by_unit, first_step=task.first_step, steps=task.steps, clip_norm=task.clip_norm
@@ -107,6 +110,7 @@ def _check_task(task: RoundTask, site: Site) -> None:
 
 
 def _open_ledger(task: RoundTask, site: Site, units: list[str]) -> Ledger:
+    atomic_files.make_private_folder(site.folder)
     return site_ledger.open_ledger(
         site.folder / ledgers.FILE_NAME,
         run=task.run,
@@ -155,15 +159,13 @@ def _restore_optimizer(training: PrivateTraining, task: RoundTask, site: Site) -
     if site.mechanism.plan.rounds.optimizer_state == "reset" or task.round == 0:
         return
     path = _optimizer_file(site, task.round - 1)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise InputError(f"{path} is missing: the plan keeps the optimizer state at the site; restore it") from None
-    training.optimizer.load_state_dict(state)
+    if not path.is_file():
+        raise InputError(f"{path} is missing: the plan keeps the optimizer state at the site; restore it")
+    post_processing.restore_optimizer(training.optimizer, tensor_files.load(path), str(path))
 
 
 def _keep_optimizer(training: PrivateTraining, task: RoundTask, site: Site) -> None:
     if site.mechanism.plan.rounds.optimizer_state == "reset":
         return
-    checkpoints.save(training.optimizer.state_dict(), _optimizer_file(site, task.round))
+    checkpoints.save(training.optimizer.state_dict(), _optimizer_file(site, task.round), private=True)
     _optimizer_file(site, task.round - 2).unlink(missing_ok=True)  # the one before may be needed for a retry

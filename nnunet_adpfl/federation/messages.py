@@ -22,6 +22,7 @@ class RoundTask:
         steps: local steps to take.
         declared_steps: steps that the run takes in all, fixed before its first round.
         clip_norm: C of this round, the same at all sites.
+        noise_level: how often the noise was lowered so far; 0 unless the privacy plan is data-driven.
         plan_hash: digest of the privacy plan that the server works with; a site with another one refuses.
         weights: the global weights: every tensor of the network once, under its first name.
         ledger_head: newest line of the site's ledger that the server's checkpoint knows; None before the first round.
@@ -36,6 +37,7 @@ class RoundTask:
     plan_hash: str
     weights: Weights
     ledger_head: str | None = None
+    noise_level: int = 0
 
     def weights_hash(self) -> str:
         """Part of the round's identity: the same round with other weights is another one."""

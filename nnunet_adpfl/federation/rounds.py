@@ -16,6 +16,7 @@ from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.progress import note, track
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers import post_processing
+from nnunet_adpfl.trainers.noise_control import NoiseControl
 from nnunet_adpfl.trainers.private_model import PrivateModel
 from nnunet_adpfl.trainers.run_folder import RunFolder
 from nnunet_adpfl.trainers.run_state import RunState
@@ -57,6 +58,7 @@ class FederatedRun:
         units = plan.units_at(folder.prepared.fold.name)
         self._shares = aggregation.declared_shares(units, plan.rounds.weights)
         self._global = _as_arrays(dict(model.network.named_parameters()))
+        self.control: NoiseControl | None = None  # of a data-driven plan
         self._average: Weights | None = None
         if plan.optimizer.ema_decay:
             self._average = self._trained_part(self._global)
@@ -85,13 +87,16 @@ class FederatedRun:
         """Take all remaining rounds. A spent budget ends the run early; everything reached is kept."""
         state = self.state
         for _ in track(range(state.round, self._rounds), "rounds"):
+            if self.control is not None and self.control.stopped:
+                note("the signal stayed weak at the lowest noise level: training ends here")
+                break
             average = self._collect_round()
             if average is None:
                 break
             self._finish_round(average)
             self.save()
         state.finished = True
-        state.raw_weights = None
+        state.raw_weights = state.control = None
         self.save()
 
     def _collect_round(self) -> Average | None:
@@ -143,6 +148,7 @@ class FederatedRun:
             plan_hash=state.plan_hash,
             weights=self._global,
             ledger_head=state.ledger_heads.get(site),
+            noise_level=self.control.level if self.control else 0,
         )
 
     def _finish_round(self, average: Average) -> None:
@@ -159,6 +165,7 @@ class FederatedRun:
                 "steps_done": state.steps_done + steps,
                 "clip_norm": state.clip_norm,
                 "learning_rate": post_processing.learning_rate_at(plan.optimizer, last_step, plan.steps),
+                **({"noise_level": self.control.level} if self.control else {}),
                 "sites": {site: {"steps": steps, "share": share} for site, share in self._shares.items()},
             }
         )
@@ -166,6 +173,9 @@ class FederatedRun:
             state.clip_norm = self._mechanism.adapted_clip_norm(
                 state.clip_norm, average.noisy_count, average.count_noise_std, average.expected_units
             )
+        if self.control is not None:
+            self.control.after_round({name: torch.from_numpy(self._global[name]) for name in self._model.trained})
+            state.control = self.control.state()
         state.round += 1
         state.steps_done += steps
 

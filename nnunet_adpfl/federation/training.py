@@ -13,7 +13,7 @@ from nnunet_adpfl.federation.rounds import FederatedRun
 from nnunet_adpfl.nnunet_compat.training import PatchSource, PlannedTrainer
 from nnunet_adpfl.privacy.noise import Randomness, SecretRandomness
 from nnunet_adpfl.progress import note
-from nnunet_adpfl.trainers import prepared_fold, private_model, run_manifest
+from nnunet_adpfl.trainers import noise_control, prepared_fold, private_model, run_manifest
 from nnunet_adpfl.trainers.patient_loader import PatientLoader
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.run_folder import RunFolder
@@ -56,7 +56,7 @@ def train(
     if not go_on:
         run_manifest.check_unused(path)
     with run_manifest.locked(path):
-        _train_locked(folder, chosen, rounds, go_on, workers, randomness or SecretRandomness())
+        _train_locked(folder, chosen, rounds, go_on, workers, randomness or SecretRandomness(prepared.plan.noise_source))
     return path
 
 
@@ -86,6 +86,7 @@ def _train_locked(
         if state.finished:
             note(f"{folder.path}: the run is finished already ({state.steps_done} steps at each site)")
             return
+        run.control = noise_control.make(prepared, model, source, state.control)
         run.train()
     finally:
         engine.close()

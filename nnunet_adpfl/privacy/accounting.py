@@ -23,6 +23,7 @@ from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 
 Event = Mapping[str, Any]
 PLD_INTERVAL = 1e-3
+FILTER_ORDERS = (*(float(order) for order in range(2, 17)), 20.0, 24.0, 32.0, 48.0, 64.0)  # whole: exact sums
 SPENDING_EVENTS = ("poisson_gaussian", "gaussian", "recovered")
 _RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE  # zero-out has the same loss distribution here
 
@@ -35,6 +36,11 @@ def poisson_gaussian(sampling_rate: float, noise_multiplier: float, steps: int) 
         "noise_multiplier": noise_multiplier,
         "steps": steps,
     }
+
+
+def gaussian(noise_multiplier: float) -> dict[str, Any]:
+    """The event of one Gaussian release of all units: standard deviation / joint L2 sensitivity of one unit."""
+    return {"event": "gaussian", "noise_multiplier": noise_multiplier, "steps": 1}
 
 
 def epsilon(events: Iterable[Event], delta: float) -> float:
@@ -76,14 +82,19 @@ def epsilon_prv(events: Iterable[Event], delta: float) -> float | None:
         return None  # PRV fails for very large epsilon (known limitation); PLD stays the reported figure
 
 
-def calibrate(events_of: Callable[[float], Sequence[Event]], target_epsilon: float, delta: float) -> float:
-    """Smallest noise multiplier (to 4 digits, rounded up) with ``epsilon(events_of(z)) <= target_epsilon``."""
+def calibrate(
+    events_of: Callable[[float], Sequence[Event]],
+    target_epsilon: float,
+    delta: float,
+    measure: Callable[[Sequence[Event], float], float] = epsilon,
+) -> float:
+    """Smallest noise multiplier (to 4 digits, rounded up) with ``measure(events_of(z), delta) <= target_epsilon``."""
     if not (math.isfinite(target_epsilon) and target_epsilon > 0):
         raise InputError(f"epsilon must be a finite number above 0, not {target_epsilon}")
     if not 0 < delta < 1:
         raise InputError(f"delta must lie between 0 and 1, not {delta}")
     low, high = 0.05, 1.0
-    while epsilon(events_of(high), delta) > target_epsilon:
+    while measure(events_of(high), delta) > target_epsilon:
         low, high = high, high * 2
         if high > 1e5:
             raise InputError(
@@ -91,12 +102,41 @@ def calibrate(events_of: Callable[[float], Sequence[Event]], target_epsilon: flo
             )
     while high / low > 1 + 2e-4:
         middle = math.sqrt(low * high)
-        if epsilon(events_of(middle), delta) > target_epsilon:
+        if measure(events_of(middle), delta) > target_epsilon:
             low = middle
         else:
             high = middle
     digits = 4 - math.ceil(math.log10(high))
     return math.ceil(high * 10**digits) / 10**digits
+
+
+def best_filter_order(
+    events_of: Callable[[float], Sequence[Event]], target_epsilon: float, delta: float, noise_multiplier: float | None
+) -> float:
+    """The Renyi order at which a privacy filter allows the planned events with the least noise.
+
+    A filter adds up the Renyi divergence at ONE order, fixed beforehand; the composition of steps whose noise depends on
+    earlier outputs is bounded by it (Feldman and Zrnic 2021, theorem 4.3).
+
+    Args:
+        noise_multiplier: where it is given already, the order with the smallest epsilon is taken.
+    """
+
+    def cost(order: float) -> float:
+        def measure(events: Iterable[Event], delta: float) -> float:
+            return epsilon_rdp(events, delta, order)
+
+        if noise_multiplier is not None:
+            return measure(events_of(noise_multiplier), delta)
+        try:
+            return calibrate(events_of, target_epsilon, delta, measure)
+        except InputError:
+            return math.inf  # small orders cannot reach a small epsilon whatever the noise
+
+    best = min(FILTER_ORDERS, key=cost)
+    if math.isinf(cost(best)):
+        raise InputError(f"no noise reaches epsilon {target_epsilon} at delta {delta}; take fewer steps or a larger epsilon")
+    return best
 
 
 def check_event(event: Event) -> None:

@@ -34,21 +34,21 @@ from nnunet_adpfl.privacy.ledger import Ledger
 from nnunet_adpfl.privacy.noise import Randomness, add_gaussian_
 from nnunet_adpfl.privacy.plan import PrivacyPlan
 from nnunet_adpfl.privacy.sampling import poisson_draw
-from nnunet_adpfl.privacy.schedule import NoiseSchedule
+from nnunet_adpfl.privacy.schedule import NoiseSchedule, rounded_up
 
 ALL_SITES = "all-sites"  # name of the one "site" of a central run, where all units train together
 
 
 @dataclass
 class Permit:
-    """Steps that the ledger has paid for. Each release uses one up; there is no release without one."""
+    """Steps that the ledger has paid for, each with its noise multiplier. A release uses one up; there is none without."""
 
-    levels: Counter[float] = field(default_factory=Counter)
+    noise_multipliers: dict[int, float] = field(default_factory=dict)  # step -> joint z
 
-    def use(self, noise_multiplier: float) -> None:
-        if self.levels[noise_multiplier] < 1:
+    def use(self, step: int) -> float:
+        if step not in self.noise_multipliers:
             raise PrivacyRefusedError("a step was about to be released that the ledger has not paid for")
-        self.levels[noise_multiplier] -= 1
+        return self.noise_multipliers.pop(step)
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,28 @@ class Mechanism:
     def is_private(self) -> bool:
         return self.plan.is_private
 
-    def noise_multiplier_at(self, step: int) -> float:
-        """Joint noise multiplier z of a step: what the ledger says."""
-        return self.schedule.noise_multiplier_at(step, self.base_noise_multiplier)
+    def noise_levels(self, first_step: int, steps: int, level: int = 0) -> list[tuple[float, int]]:
+        """(joint noise multiplier z, number of steps) of the steps in order: what the ledger will say.
+
+        Args:
+            level: how often the noise was lowered so far, in a data-driven run; 0 in a declared one.
+        """
+        if not self.plan.is_data_driven:
+            if level:
+                raise PrivacyRefusedError(f"noise level {level} was asked for, but the privacy plan declares the noise of every step")
+            return self.schedule.levels(self.base_noise_multiplier, first_step, steps)
+        if not 0 <= level < self.plan.adaptation.levels:
+            raise PrivacyRefusedError(
+                f"noise level {level} was asked for, the privacy plan has the levels 0 to {self.plan.adaptation.levels - 1}"
+            )
+        return [(rounded_up(self.base_noise_multiplier * self.plan.adaptation.noise_factor**level), steps)]
 
     def draw(self, units: Sequence[str], site: str, step: int, randomness: Randomness) -> list[str]:
         return poisson_draw(units, self.plan.sampling_rate, randomness.draws(site, step))
+
+    def noise_multiplier_at(self, step: int) -> float:
+        """z of a step at the first level."""
+        return self.noise_levels(step, 1)[0][0]
 
     def expected_units(self, site: str) -> float:
         """q times the declared number of units: the constant that sums are divided by, never the drawn size."""
@@ -97,20 +113,25 @@ class Mechanism:
             return NoClip()
         return AutoClip(self.plan.clipping.stabiliser) if method == "auto_s" else NormClip(clip_norm)
 
-    def authorise(self, ledger: Ledger, first_step: int, steps: int, *, round_index: int, attempt: int) -> Permit:
+    def authorise(
+        self, ledger: Ledger, first_step: int, steps: int, *, round_index: int, attempt: int, level: int = 0
+    ) -> Permit:
         """Pay for ``steps`` steps: check the budget, write the ledger, and hand out the permit to take them.
+
+        Args:
+            level: see `noise_levels`.
 
         Raises BudgetExhaustedError when the ledger with these steps would exceed the target epsilon; nothing is
         written then.
         """
         if not self.is_private:
             return Permit()
-        levels = self.schedule.levels(self.base_noise_multiplier, first_step, steps)
+        levels = self.noise_levels(first_step, steps, level)
         wanted = [accounting.poisson_gaussian(self.plan.sampling_rate, z, n) for z, n in levels]
         self._check_budget([*ledger.events(), *wanted])
         for event in wanted:
             ledger.append(event, round_index=round_index, attempt=attempt)
-        return Permit(Counter({z: sum(n for level, n in levels if level == z) for z, _ in levels}))
+        return Permit(dict(enumerate((z for z, n in levels for _ in range(n)), start=first_step)))
 
     def release(self, summed: ClippedSum, permit: Permit, site: str, step: int, randomness: Randomness) -> NoisyUpdate:
         """Clipped sum -> noisy mean gradient. Consumes ``summed`` (its tensors become the update).
@@ -123,8 +144,7 @@ class Mechanism:
         expected_units = self.expected_units(site)
         if not self.is_private:
             return NoisyUpdate(_divided(summed.total, expected_units), None, 0.0)
-        z = self.noise_multiplier_at(step)
-        permit.use(z)
+        z = permit.use(step)
         generator = randomness.noise(site, step)
         noisy_count, count_noise, gradient_z = None, 0.0, z
         if self.plan.clipping.method == "percentile":
@@ -132,7 +152,7 @@ class Mechanism:
             gradient_z = gradient_noise_multiplier(z, count_noise)
             noisy_count = summed.centred_count + count_noise * float(generator.standard_normal(dtype=np.float64))
         for tensor in summed.total.values():
-            add_gaussian_(tensor, gradient_z, generator)
+            add_gaussian_(tensor, gradient_z, generator, self.plan.noise_terms)
         return NoisyUpdate(_divided(summed.total, expected_units), noisy_count, count_noise)
 
     def adapted_clip_norm(
@@ -157,12 +177,13 @@ class Mechanism:
         return accounting.poisson_gaussian(self.plan.sampling_rate, self._lowest_noise(), steps)
 
     def _lowest_noise(self) -> float:
-        return self.noise_multiplier_at(self.plan.steps - 1)
+        last_level = self.plan.adaptation.levels - 1 if self.plan.is_data_driven else 0
+        return self.noise_levels(self.plan.steps - 1, 1, last_level)[0][0]
 
     def _check_budget(self, events: Sequence[accounting.Event]) -> None:
-        if self._within_planned_counts(events):
+        if not self.plan.is_data_driven and self._within_planned_counts(events):
             return  # covered by the calibration, no need to compose again
-        spent = accounting.epsilon(events, self.plan.delta)
+        spent = _epsilon(self.plan, events)
         if spent > self.plan.epsilon:
             raise BudgetExhaustedError(
                 f"the next steps would raise epsilon to {spent:.4g}, above the target {self.plan.epsilon:g}; "
@@ -170,26 +191,31 @@ class Mechanism:
             )
 
     def _within_planned_counts(self, events: Sequence[accounting.Event]) -> bool:
-        """Whether the events are the planned steps plus at most the reserve, which was priced at the lowest noise."""
-        planned = Counter({z: 0 for z, _ in self.schedule.levels(self.base_noise_multiplier)})
-        for z, n in self.schedule.levels(self.base_noise_multiplier):
-            planned[z] += n
-        taken: Counter[float] = Counter()
-        for event in events:
-            if event["event"] == "gaussian" or event["sampling_rate"] != self.plan.sampling_rate:
-                return False
-            taken[event["noise_multiplier"]] += event["steps"]
-        if any(z not in planned for z in taken):
+        """Whether the events are the planned ones plus at most the reserve, which was priced at the lowest noise."""
+        levels = self.schedule.levels(self.base_noise_multiplier)
+        planned = _counted([accounting.poisson_gaussian(self.plan.sampling_rate, z, n) for z, n in levels])
+        planned += _counted(fingerprint_events(self.plan))
+        taken = _counted(events)
+        if any(event not in planned or (event[0] == "gaussian" and n > planned[event]) for event, n in taken.items()):
             return False
-        return sum(max(0, n - planned[z]) for z, n in taken.items()) <= self.plan.reserve_steps
+        return sum(max(0, n - planned[event]) for event, n in taken.items()) <= self.plan.reserve_steps
 
 
 def calibrated(plan: PrivacyPlan) -> PrivacyPlan:
     """The plan with its noise multiplier: the declared one, or the smallest that keeps steps and reserve within
-    (epsilon, delta)."""
-    if not plan.is_private or plan.noise_multiplier is not None:
+    (epsilon, delta). Of a data-driven plan that is the noise it starts with, and the filter's order is chosen with it."""
+    if not plan.is_private:
         return plan
-    z = accounting.calibrate(lambda base: _planned_events(plan, base), plan.epsilon, plan.delta)
+    if plan.is_data_driven and plan.adaptation.order is None:
+        order = accounting.best_filter_order(
+            lambda base: _planned_events(plan, base), plan.epsilon, plan.delta, plan.noise_multiplier
+        )
+        plan = plan.model_copy(update={"adaptation": plan.adaptation.model_copy(update={"order": order})})
+    if plan.noise_multiplier is not None:
+        return plan
+    z = accounting.calibrate(
+        lambda base: _planned_events(plan, base), plan.epsilon, plan.delta, lambda events, _: _epsilon(plan, events)
+    )
     return plan.model_copy(update={"noise_multiplier": z})
 
 
@@ -202,13 +228,26 @@ def make(plan: PrivacyPlan, fold: str | int) -> Mechanism:
     base = ready.noise_multiplier if ready.is_private else 1.0
     assert base is not None
     if ready.is_private:
-        planned = accounting.epsilon(_planned_events(ready, base), ready.delta)
+        planned = _epsilon(ready, _planned_events(ready, base))
         if planned > ready.epsilon:
             raise PrivacyRefusedError(
                 f"privacy plan: noise_multiplier {base} over {ready.steps} + {ready.reserve_steps} steps means epsilon "
                 f"{planned:.4g}, above the plan's {ready.epsilon:g}; set it to null to have it calibrated"
             )
     return Mechanism(ready, plan.units_at(fold), base, _schedule(ready))
+
+
+def fingerprint_events(plan: PrivacyPlan) -> list[accounting.Event]:
+    """What the plan itself cost: the noisy fingerprint, if it was made from one."""
+    release = plan.fingerprint_release
+    return [] if release is None else [accounting.gaussian(release.noise_multiplier)]
+
+
+def _epsilon(plan: PrivacyPlan, events: Sequence[accounting.Event]) -> float:
+    """What is held against the target: PLD of declared events, the filter's order of those chosen on the way (rule 10)."""
+    if plan.is_data_driven:
+        return accounting.epsilon_rdp(events, plan.delta, plan.adaptation.order)
+    return accounting.epsilon(events, plan.delta)
 
 
 def _schedule(plan: PrivacyPlan) -> NoiseSchedule:
@@ -220,7 +259,17 @@ def _planned_events(plan: PrivacyPlan, base: float) -> list[accounting.Event]:
     levels = schedule.levels(base)
     if plan.reserve_steps:
         levels.append((schedule.noise_multiplier_at(plan.steps - 1, base), plan.reserve_steps))
-    return [accounting.poisson_gaussian(plan.sampling_rate, z, n) for z, n in levels]
+    steps = [accounting.poisson_gaussian(plan.sampling_rate, z, n) for z, n in levels]
+    return [*fingerprint_events(plan), *steps]
+
+
+def _counted(events: Sequence[accounting.Event]) -> Counter[tuple[str, float, float]]:
+    """(gaussian or poisson, sampling rate, noise multiplier) -> steps; a recovered line is what it announced."""
+    counts: Counter[tuple[str, float, float]] = Counter()
+    for event in events:
+        kind = "gaussian" if event["event"] == "gaussian" else "poisson"
+        counts[kind, event.get("sampling_rate", 1.0), event["noise_multiplier"]] += event["steps"]
+    return counts
 
 
 def _divided(total: dict[str, torch.Tensor], expected_units: float) -> dict[str, torch.Tensor]:

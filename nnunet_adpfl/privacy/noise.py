@@ -1,20 +1,29 @@
 """Gaussian noise and the secret randomness behind it (design section 5, rules 2 and 7).
 
-In real runs every generator is keyed afresh with 128 bits from the operating system, used for one step and
-forgotten: nothing can be stored, replayed or derived from the run's seed. Tests inject their own `Randomness`.
-The noise is floating-point Gaussian: the guarantee holds up to floating-point effects (Mironov 2012).
+In real runs every generator is keyed afresh by the operating system, used for one step and forgotten: nothing can be
+stored, replayed or derived from the run's seed. Tests inject their own `Randomness`. Two generators:
+
+- ``os_seeded``: numpy's Philox with a key of 128 bits: statistically excellent and fast, but not a cipher;
+- ``secure``: ChaCha20 (RFC 8439) with a key of 256 bits, from randomgen: who sees all noise but one number still
+  cannot compute that number. Cost: docs/performance.md.
+
+The noise is floating-point Gaussian: the guarantee holds up to floating-point effects (Mironov 2012). The sum of four
+Gaussians makes an attack through the bits of the noise harder (Holohan and Braghin 2021); it does not prove it away.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 KEY_BYTES = 32
+CHACHA_ROUNDS = 20  # fewer would be faster and no longer the cipher of the RFC
+Source = Literal["os_seeded", "secure"]
 
 
 class Randomness(Protocol):
@@ -32,16 +41,21 @@ class Randomness(Protocol):
 
 
 class SecretRandomness:
-    """Operating system entropy. Holds one secret for patch keys; draws and noise get a new key on every call."""
+    """Operating system entropy. Holds one secret for patch keys; draws and noise get a new key on every call.
 
-    def __init__(self) -> None:
+    Args:
+        source: which generator; there is no argument for a seed or a key.
+    """
+
+    def __init__(self, source: Source = "os_seeded") -> None:
+        self._fresh_generator = _chacha_generator if source == "secure" else _philox_generator
         self._patch_secret = os.urandom(KEY_BYTES)
 
     def draws(self, site: str, step: int) -> np.random.Generator:
-        return _fresh_generator()
+        return self._fresh_generator()
 
     def noise(self, site: str, step: int) -> np.random.Generator:
-        return _fresh_generator()
+        return self._fresh_generator()
 
     def patch_key(self, site: str, step: int, unit: str) -> bytes:
         message = "\0".join((site, str(step), unit)).encode()
@@ -51,16 +65,31 @@ class SecretRandomness:
         raise TypeError("secret randomness is never stored or sent")
 
 
-def _fresh_generator() -> np.random.Generator:
+def _philox_generator() -> np.random.Generator:
     # Philox has a key of 128 bits; SeedSequence mixes 256 bits of entropy into it.
     entropy = int.from_bytes(os.urandom(KEY_BYTES), "little")
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
-def add_gaussian_(tensor: torch.Tensor, standard_deviation: float, generator: np.random.Generator) -> None:
-    """Add independent N(0, standard_deviation^2) noise to every coordinate of a float32 or float64 tensor, in place."""
+def _chacha_generator() -> np.random.Generator:
+    from randomgen import ChaCha  # noqa: PLC0415  (for those who ask for it)
+
+    key = int.from_bytes(os.urandom(KEY_BYTES), "little")
+    return np.random.Generator(ChaCha(key=key, rounds=CHACHA_ROUNDS))
+
+
+def add_gaussian_(
+    tensor: torch.Tensor, standard_deviation: float, generator: np.random.Generator, terms: int = 1
+) -> None:
+    """Add independent N(0, standard_deviation^2) noise to every coordinate of a float32 or float64 tensor, in place.
+
+    Args:
+        terms: each coordinate gets the sum of this many Gaussians, scaled to the same standard deviation.
+    """
     if tensor.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"noise is added in float32 or better, not {tensor.dtype}")
     precision = np.float64 if tensor.dtype == torch.float64 else np.float32
-    sample = np.asarray(generator.standard_normal(tuple(tensor.shape), dtype=precision))
-    tensor.add_(torch.from_numpy(sample).to(tensor.device), alpha=standard_deviation)
+    sample = np.zeros(tuple(tensor.shape), precision)
+    for _ in range(terms):
+        np.add(sample, generator.standard_normal(sample.shape, dtype=precision), out=sample)
+    tensor.add_(torch.from_numpy(sample).to(tensor.device), alpha=standard_deviation / math.sqrt(terms))

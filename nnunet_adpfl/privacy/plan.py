@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, json_files
 from nnunet_adpfl.errors import InputError
 
 FROZEN_FILE_NAME = "privacy_plan.json"
@@ -53,6 +53,31 @@ class NoiseDecay(_Section):
 
     plateaus: Annotated[int, Field(ge=1, le=MAX_NOISE_LEVELS)] = 1
     final_ratio: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0  # last noise level / first one
+
+
+class Adaptation(_Section):
+    """Noise and stopping that follow the training itself, under an RDP filter (rule 10); off by default.
+
+    The noise starts at ``noise_multiplier`` and is lowered by ``noise_factor``, at most ``levels`` - 1 times, each time
+    that the signal was weak for ``patience`` rounds in a row; weak at the last level, training stops. Signals:
+    ``update_agreement``, the cosine of the last two changes of the global weights (made from private outputs alone), or
+    ``public_loss``, the relative fall of the loss on validation units that the plan declares public.
+    """
+
+    kind: Literal["declared", "data_driven"] = "declared"
+    order: Annotated[float, Field(gt=1, le=512, allow_inf_nan=False)] | None = None  # of the filter; None: chosen with z
+    signal: Literal["update_agreement", "public_loss"] = "update_agreement"
+    weak_below: Annotated[float, Field(allow_inf_nan=False)] = 0.02
+    patience: Annotated[int, Field(ge=1)] = 3
+    noise_factor: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.8
+    levels: Annotated[int, Field(ge=1, le=MAX_NOISE_LEVELS)] = 4
+
+
+class FingerprintRelease(_Section):
+    """The noisy fingerprint that nnU-Net's plan was made from: one Gaussian event at each site (rule 13)."""
+
+    release: str  # its name in the sites' ledgers
+    noise_multiplier: Positive  # standard deviation / joint L2 sensitivity of one unit
 
 
 class Optimizer(_Section):
@@ -110,6 +135,7 @@ class PrivacyPlan(_Section):
     reserve_steps: Annotated[int, Field(ge=0)]  # paid for beforehand, for steps that must be taken again
     noise_multiplier: Positive | None = None  # z of the first plateau; None: calibrate when the run starts
     noise_decay: NoiseDecay = NoiseDecay()
+    adaptation: Adaptation = Adaptation()
     clipping: Clipping = Clipping()
     patches_per_unit: Annotated[int, Field(ge=1)] = 2
     oversample_foreground: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.33
@@ -118,9 +144,11 @@ class PrivacyPlan(_Section):
     initial_weights: InitialWeights = InitialWeights()
     rounds: Rounds = Rounds()
     engine: Literal["auto", "loop"] = "auto"
-    noise_source: Literal["os_seeded"] = "os_seeded"
+    noise_source: Literal["os_seeded", "secure"] = "os_seeded"
+    noise_terms: Literal[1, 4] = 1  # Gaussians that are added up for each number of noise
     validation: Literal["private", "public"] = "private"
     fingerprint: Literal["pooled", "dp", "public"] = "pooled"
+    fingerprint_release: FingerprintRelease | None = None
     seed: Annotated[int, Field(ge=0)] = 0  # everything but noise and draws
     cohort_digest: str
     plans_digest: str
@@ -132,6 +160,22 @@ class PrivacyPlan(_Section):
             if total and self.delta >= 1 / total:
                 raise ValueError(f"delta {self.delta:g} is not below 1/N = 1/{total} (training units of fold {fold})")
         return self
+
+    @model_validator(mode="after")
+    def _fields_fit_each_other(self) -> PrivacyPlan:
+        if (self.fingerprint == "dp") != (self.fingerprint_release is not None):
+            raise ValueError("fingerprint dp and fingerprint_release belong together; make them with `adpfl plan --fingerprint dp`")
+        if self.is_data_driven:
+            if self.noise_decay != NoiseDecay():
+                raise ValueError("adaptation data_driven chooses the noise by itself: leave noise_decay out")
+            if self.adaptation.signal == "public_loss" and self.validation != "public":
+                raise ValueError("adaptation.signal public_loss looks at validation units: it needs validation public")
+        return self
+
+    @property
+    def is_data_driven(self) -> bool:
+        """Whether noise and stopping depend on what came before, so that only a filter's bound holds (rule 10)."""
+        return self.is_private and self.adaptation.kind == "data_driven"
 
     @property
     def is_private(self) -> bool:
@@ -163,7 +207,7 @@ def file_name(plans_name: str, configuration: str) -> str:
 def load(path: Path) -> PrivacyPlan:
     """Read and validate a privacy plan; InputError names the first field that is wrong."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_files.load(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `adpfl plan` for this data set and configuration first") from None
     except ValueError as error:

@@ -30,7 +30,7 @@ class NoiseSchedule:
         return self.final_ratio ** (plateau / (self.plateaus - 1))
 
     def noise_multiplier_at(self, step: int, base: float) -> float:
-        return round(base * self.ratio_at(step) + 0.5 * 10**-_DECIMALS, _DECIMALS)
+        return rounded_up(base * self.ratio_at(step))
 
     def levels(self, base: float, first: int = 0, count: int | None = None) -> list[tuple[float, int]]:
         """(noise multiplier, number of steps) of ``count`` steps from ``first`` on, in order."""
@@ -42,3 +42,8 @@ class NoiseSchedule:
             else:
                 levels.append((level, 1))
         return levels
+
+
+def rounded_up(noise_multiplier: float) -> float:
+    """To as many decimals as a ledger line holds."""
+    return round(noise_multiplier + 0.5 * 10**-_DECIMALS, _DECIMALS)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from nnunet_adpfl import tensor_files
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.privacy import accounting, hash_chain, ledger
 from nnunet_adpfl.privacy.hash_chain import ChainContent, Line
@@ -72,7 +71,7 @@ def summarise(run: Path) -> dict[str, Any]:
         "not_covered": [*NOT_COVERED, *([NOT_COVERED_PLAN] if "plan" in scopes else [])],
         "accountant": "RDP filter" if firsts[0]["composition"] == "rdp_filter" else "PLD",
         "sampler": "Poisson over units",
-        "noise": "Gaussian, keyed with operating system entropy",
+        "noise": _noise_text(firsts[0]),
         "sites": sites,
     }
 
@@ -80,7 +79,8 @@ def summarise(run: Path) -> dict[str, Any]:
 def _check_against_checkpoint(run: Path) -> None:
     """Every ledger that the newest checkpoint paid into must be there, with the line that it was saved at."""
     path = next((run / name for name in _CHECKPOINTS if (run / name).is_file()), None)
-    state = (torch.load(path, map_location="cpu", weights_only=True).get("adpfl") if path else None) or {}
+    content = tensor_files.load(path) if path else {}
+    state = (content.get("adpfl") if isinstance(content, dict) else None) or {}
     for site, head in state.get("ledger_heads", {}).items():
         folder = run if site == ALL_SITES else run / "sites" / site
         content = hash_chain.read(folder / ledger.FILE_NAME)
@@ -99,21 +99,29 @@ def _site_summary(path: Path, content: ChainContent, first: Line) -> dict[str, A
     openly = any(line["event"] == "non_private" and line.get("scope") == "training" for line in content.lines)
     spent = None if openly else _reported_epsilon(events, first)
     complete = _steps_taken(events) >= int(first.get("declared_steps") or 0)
+    filtered = first["composition"] == "rdp_filter"  # then the filter's bound holds, not what was realised (rule 10)
+    realised_holds = complete and not filtered
     return {
-        "epsilon": spent if complete or spent is None or target is None else max(spent, float(target)),
+        "epsilon": spent if realised_holds or spent is None or target is None else max(spent, float(target)),
         "epsilon_spent": spent,
-        "epsilon_prv": None if openly else accounting.epsilon_prv(events, delta),
-        "steps": sum(int(event["steps"]) for event in events),
+        "epsilon_prv": None if openly or filtered else accounting.epsilon_prv(events, delta),
+        "steps": sum(int(event["steps"]) for event in events if event["event"] != "gaussian"),
         "complete": complete or openly,
         "target_epsilon": target,
     }
+
+
+def _noise_text(first: Line) -> str:
+    source = "ChaCha20" if first.get("noise_source") == "secure" else "Philox (not a cipher)"
+    terms = int(first.get("noise_terms") or 1)
+    return f"Gaussian, from {source} keyed with operating system entropy" + (f", sum of {terms}" if terms > 1 else "")
 
 
 def _steps_taken(events: list[Line]) -> int:
     """Steps of the run, not counting attempts that were repeated (those of a torn line among them)."""
     attempts: dict[tuple[int, int], int] = {}
     for event in events:
-        if event["event"] != "recovered":
+        if event["event"] == "poisson_gaussian":
             key = int(event.get("round", 0)), int(event.get("attempt", 0))
             attempts[key] = attempts.get(key, 0) + int(event["steps"])
     return sum(max(n for (r, _), n in attempts.items() if r == number) for number in {r for r, _ in attempts})

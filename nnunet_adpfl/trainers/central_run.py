@@ -14,6 +14,7 @@ from nnunet_adpfl.privacy.mechanism import ALL_SITES
 from nnunet_adpfl.privacy.noise import Randomness, SecretRandomness
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import post_processing, site_ledger
+from nnunet_adpfl.trainers.noise_control import NoiseControl
 from nnunet_adpfl.trainers.patient_loader import PatientLoader
 from nnunet_adpfl.trainers.private_model import PrivateModel
 from nnunet_adpfl.trainers.private_training import BlockOutcome, PrivateTraining
@@ -41,10 +42,11 @@ class CentralRun:
         randomness: Randomness | None = None,
     ) -> None:
         self.state = state
+        self.control: NoiseControl | None = None  # of a data-driven plan
         self._folder = folder
         self._mechanism = mechanisms.make(folder.prepared.plan, folder.prepared.fold.name)
         self.training = PrivateTraining(
-            self._mechanism, model.engine, model.trained, loader, randomness or SecretRandomness()
+            self._mechanism, model.engine, model.trained, loader, randomness or SecretRandomness(self._mechanism.plan.noise_source)
         )
         if folder.prepared.plan.optimizer.ema_decay:
             self.training.average = {name: parameter.detach().clone() for name, parameter in model.trained.items()}
@@ -63,13 +65,14 @@ class CentralRun:
         ledger = self._open_ledger()
         plan, state = self._mechanism.plan, self.state
         cases_by_unit = self._folder.prepared.cases_by_unit()
-        while state.steps_done < plan.steps:
+        while state.steps_done < plan.steps and not (self.control and self.control.stopped):
             steps = min(plan.rounds.local_steps, plan.steps - state.steps_done)
             attempt = site_ledger.next_attempt(ledger, state.round)
             try:
                 permit = self._mechanism.authorise(
-                    ledger, state.steps_done, steps, round_index=state.round, attempt=attempt
-                )
+                    ledger, state.steps_done, steps, round_index=state.round, attempt=attempt,
+                    level=self.control.level if self.control else 0,
+                )  # fmt: skip
             except BudgetExhaustedError as stopped:
                 note(str(stopped))
                 break
@@ -79,7 +82,7 @@ class CentralRun:
             self._finish_block(ledger, outcome, steps, attempt)
             save()
         state.finished = True
-        state.raw_weights = None
+        state.raw_weights = state.control = None
         state.ledger_heads = {ALL_SITES: ledger.head}
         save()
 
@@ -111,6 +114,9 @@ class CentralRun:
             state.clip_norm = self._mechanism.adapted_clip_norm(
                 state.clip_norm, outcome.noisy_count, outcome.count_noise_std, outcome.expected_units
             )
+        if self.control is not None:
+            self.control.after_round(self.training.trained)
+            state.control = self.control.state()
         state.round += 1
         state.steps_done += steps
         state.ledger_heads = {ALL_SITES: ledger.head}

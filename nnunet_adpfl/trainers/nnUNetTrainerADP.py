@@ -17,7 +17,7 @@ from nnunet_adpfl import folders
 from nnunet_adpfl.errors import AdpflError, InputError, PrivacyRefusedError
 from nnunet_adpfl.nnunet_compat.training import PatchSource
 from nnunet_adpfl.trainers import checkpoint as checkpoints
-from nnunet_adpfl.trainers import post_processing, prepared_fold, private_model, run_manifest
+from nnunet_adpfl.trainers import noise_control, post_processing, prepared_fold, private_model, run_manifest
 from nnunet_adpfl.trainers.central_run import CentralRun
 from nnunet_adpfl.trainers.parameters import weights_digest
 from nnunet_adpfl.trainers.patient_loader import PatientLoader, default_workers
@@ -108,8 +108,10 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
             loader = PatientLoader(source, self.device)
             _leave_cores_to_loader(self.device)
             try:
+                if self.resumed is not None:  # read before the lock was held: another process may have gone on since
+                    self.load_checkpoint(str(checkpoints.newest(self.run_folder.path)))
                 state = self._start() if self.resumed is None else self._go_on(self.resumed[1])
-                self._train(loader, state)
+                self._train(loader, source, state)
             finally:
                 loader.close()
 
@@ -147,12 +149,13 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
         self.run_folder.rewind_rounds(state.round)
         return state
 
-    def _train(self, loader: PatientLoader, state: RunState) -> None:
+    def _train(self, loader: PatientLoader, source: PatchSource, state: RunState) -> None:
         run = self.central_run = CentralRun(self.run_folder, self.model, loader, state)
+        run.control = noise_control.make(self.prepared, self.model, source, state.control)
         if self.resumed is not None and not state.finished:
             content = self.resumed[0]
             if content["optimizer_state"]:
-                run.training.optimizer.load_state_dict(content["optimizer_state"])
+                post_processing.restore_optimizer(run.training.optimizer, content["optimizer_state"], "the checkpoint")
             if run.training.average is not None:
                 run.training.average = {
                     name: content["network_weights"][name].to(self.device) for name in self.model.trained

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_adpfl import cohort as cohorts
-from nnunet_adpfl import folds
+from nnunet_adpfl import folds, json_files
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.folds import Fold
@@ -50,6 +50,21 @@ class PreparedFold:
         """Training unit -> its cases, of one site or of all."""
         return self.cohort.cases_by_unit(site, set(self.fold.train))
 
+    def public_cases_by_unit(self) -> dict[str, list[str]]:
+        """Validation unit -> its cases, where the privacy plan declares validation public.
+
+        Raises PrivacyRefusedError where it does not, or where such a unit trains as well (fold ``all``).
+        """
+        if self.plan.validation != "public":
+            raise PrivacyRefusedError("privacy plan: validation units are private, so training may not look at them")
+        public = self.cohort.cases_by_unit(None, set(self.fold.val))
+        if both := sorted(set(public) & set(self.cases_by_unit())):
+            raise PrivacyRefusedError(
+                f"adaptation.signal public_loss: {self.plan.unit} {both[0]} also trains in fold {self.fold.name}, so its loss "
+                "is not public; use update_agreement"
+            )
+        return public
+
     @property
     def data_folder(self) -> Path:
         return self.preprocessed / str(self.plans["configurations"][self.configuration]["data_identifier"])
@@ -77,7 +92,10 @@ def load(
     chosen = folds.make_fold(folds.load_splits(preprocessed, cohort), cohort, fold)
     _check_belongs(declared, plans, cohort, chosen, preprocessed)
     plan = mechanism.calibrated(variant(declared, trainer, local_steps))
-    return PreparedFold(preprocessed, plans, dataset_json, configuration, plan, cohort, chosen)
+    prepared = PreparedFold(preprocessed, plans, dataset_json, configuration, plan, cohort, chosen)
+    if plan.is_data_driven and plan.adaptation.signal == "public_loss":
+        prepared.public_cases_by_unit()  # refused before the run begins
+    return prepared
 
 
 def variant(plan: PrivacyPlan, trainer: str, local_steps: int | None = None) -> PrivacyPlan:
@@ -88,10 +106,10 @@ def variant(plan: PrivacyPlan, trainer: str, local_steps: int | None = None) -> 
     check_trainer(trainer)
     content = plan.model_dump(mode="json")
     if trainer == "nnUNetTrainerDP":
-        content |= {"noise_decay": {}, "noise_multiplier": None}
+        content |= {"noise_decay": {}, "adaptation": {}, "noise_multiplier": None}
         content["clipping"]["method"] = "fixed"
     elif trainer == "nnUNetTrainerNP":
-        content |= {"noise_decay": {}, "noise_multiplier": None, "clipping": {"method": "none"}}
+        content |= {"noise_decay": {}, "adaptation": {}, "noise_multiplier": None, "clipping": {"method": "none"}}
         content["optimizer"]["learning_rate"] = plan.optimizer.learning_rate_non_private
     if local_steps is not None:
         content["rounds"]["local_steps"] = local_steps
@@ -133,7 +151,7 @@ def _check_belongs(plan: PrivacyPlan, plans: dict[str, Any], cohort: Cohort, fol
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_files.load(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {remedy}") from None
     except ValueError as error:

@@ -24,6 +24,7 @@ class RunState:
         steps_done: steps that each site has taken.
         ledger_heads: site -> hash of the newest ledger line when this was saved.
         raw_weights: trained weights before averaging; None where nothing is averaged or the run is finished.
+        control: state of a data-driven run's noise control; None otherwise.
         finished: training is over; ``network_weights`` of the checkpoint are the result.
     """
 
@@ -35,6 +36,7 @@ class RunState:
     steps_done: int = 0
     ledger_heads: dict[str, str] = field(default_factory=dict)
     raw_weights: dict[str, torch.Tensor] | None = None
+    control: dict[str, Any] | None = None
     finished: bool = False
 
     def as_dict(self) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from typing import Any
 
 from nnunet_adpfl import atomic_files
 from nnunet_adpfl.errors import PrivacyRefusedError
-from nnunet_adpfl.privacy import hash_chain
+from nnunet_adpfl.privacy import accounting, hash_chain
 from nnunet_adpfl.privacy import ledger as ledgers
 from nnunet_adpfl.privacy import odometer as odometers
 from nnunet_adpfl.privacy.ledger import Ledger
-from nnunet_adpfl.privacy.mechanism import Mechanism
+from nnunet_adpfl.privacy.mechanism import Mechanism, fingerprint_events
 from nnunet_adpfl.privacy.odometer import Odometer
-from nnunet_adpfl.privacy.plan import PrivacyPlan
+from nnunet_adpfl.privacy.plan import FingerprintRelease, PrivacyPlan
 from nnunet_adpfl.trainers.private_training import BlockOutcome
 
 LOCAL_LOG_FILE_NAME = "local_log.jsonl"
@@ -45,8 +45,6 @@ def open_ledger(
 
     Raises PrivacyRefusedError when the ledger is missing, damaged, shorter than recorded, or without its checkpoint.
     """
-    if mechanism.plan.fingerprint == "dp":
-        raise PrivacyRefusedError("privacy plan: fingerprint dp is not available in this version; use pooled or public")
     digest = ledgers.units_digest(units)
     if checkpoint_head is None and not _is_begun(path) and not _has_spent(site_odometers, run, site):
         path.unlink(missing_ok=True)
@@ -61,8 +59,33 @@ def open_ledger(
             )
     if checkpoint_head is not None:
         ledger.check_contains(checkpoint_head, "the checkpoint")
+    _note_fingerprint(ledger, mechanism.plan)
     _note_releases_without_guarantee(ledger, mechanism.plan)
     return ledger
+
+
+def pay_for_fingerprint(
+    preprocessed: Path, site: str, units: Sequence[str], *, release: FingerprintRelease, unit: str, delta: float
+) -> None:
+    """Write the event of a site's noisy fingerprint, durable before the histograms leave the site.
+
+    It has a ledger of its own, ``sites/SITE/fingerprints/RELEASE.jsonl``, and its lines in the site's odometer.
+    Paid for before under the same name: nothing happens, because the stored histograms are the same.
+    """
+    path = preprocessed / "sites" / site / "fingerprints" / f"{release.release}.jsonl"
+    digest = ledgers.units_digest(units)
+    event = {**accounting.gaussian(release.noise_multiplier), "release": release.release}
+    if _is_begun(path):
+        ledger = Ledger.resume(path, release.release, site, digest, [odometer_of(preprocessed, site)])
+    else:
+        path.unlink(missing_ok=True)
+        first = {
+            "composition": "declared", "unit": unit, "adjacency": "zero_out", "delta": delta, "target_epsilon": None,
+            "plan_hash": None, "units_digest": digest, "declared_steps": 0, "largest_block": event,
+        }  # fmt: skip
+        ledger = Ledger.start(path, release.release, site, [odometer_of(preprocessed, site)], first)
+    if not ledger.events():
+        ledger.append(event, round_index=0, attempt=0)
 
 
 def next_attempt(ledger: Ledger, round_index: int) -> int:
@@ -93,8 +116,11 @@ def _has_spent(site_odometers: Sequence[Odometer], run: str, site: str) -> bool:
 
 
 def _first_line(plan: PrivacyPlan, digest: str, mechanism: Mechanism, declared_steps: int) -> dict[str, Any]:
+    composition: dict[str, Any] = {"composition": "declared"}
+    if plan.is_data_driven:
+        composition = {"composition": "rdp_filter", "order": plan.adaptation.order}
     return {
-        "composition": "declared",
+        **composition,
         "unit": plan.unit,
         "adjacency": plan.adjacency,
         "delta": plan.delta,
@@ -102,8 +128,19 @@ def _first_line(plan: PrivacyPlan, digest: str, mechanism: Mechanism, declared_s
         "plan_hash": plan.digest(),
         "units_digest": digest,
         "declared_steps": declared_steps,
+        "noise_source": plan.noise_source,
+        "noise_terms": plan.noise_terms,
         "largest_block": mechanism.largest_block(plan.rounds.local_steps) if plan.is_private else None,
     }
+
+
+def _note_fingerprint(ledger: Ledger, plan: PrivacyPlan) -> None:
+    """The noisy fingerprint was paid for when the plan was made; a run's epsilon holds for both together (rule 13)."""
+    release = plan.fingerprint_release
+    if release is None or any(line.get("release") == release.release for line in ledger.content.lines):
+        return
+    for event in fingerprint_events(plan):
+        ledger.append({**event, "release": release.release}, round_index=0, attempt=0)
 
 
 def _note_releases_without_guarantee(ledger: Ledger, plan: PrivacyPlan) -> None:

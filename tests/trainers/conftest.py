@@ -23,7 +23,7 @@ def stock_trainer(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Stoc
     """Make a trainer as nnUNetv2_train does; its randomness repeats itself, and it loads data in this process."""
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setattr("sys.argv", ["nnUNetv2_train"])
-    monkeypatch.setattr(central_run, "SecretRandomness", lambda: InjectedRandomness(SEED))
+    monkeypatch.setattr(central_run, "SecretRandomness", lambda *_: InjectedRandomness(SEED))
 
     def make(
         configuration: str = CONFIGURATION, fold: Any = 0, *, go_on: bool = False, trainer: type = nnUNetTrainerADP

@@ -175,8 +175,7 @@ def run_steps(workspace: Workspace, steps: int, **plan: Any) -> tuple[RecordingE
     mechanism = mechanisms.make(prepared.plan, 0)
     trained = {"w": torch.nn.Parameter(torch.zeros(3))}
     engine, loader = RecordingEngine(trained), RecordingLoader()
-    permit = Permit()
-    permit.levels[mechanism.noise_multiplier_at(0)] = steps
+    permit = Permit({step: mechanism.noise_multiplier_at(step) for step in range(steps)})
     training = PrivateTraining(mechanism, engine, trained, loader, InjectedRandomness(9))  # type: ignore[arg-type]
     cases = prepared.cases_by_unit("site-a")
     training.run_block(permit, "site-a", cases, first_step=0, steps=steps, clip_norm=1.0)

@@ -191,8 +191,7 @@ def test_rule_04_every_coordinate_that_is_trained_gets_noise(shape: Shape, works
     _, model = real_networks.build(workspace, shape)
     mechanism = mechanisms.make(real_networks.privacy_plan(), 0)
     summed = model.engine.clipped_sum([], NormClip(1.0))
-    permit = Permit()
-    permit.levels[mechanism.noise_multiplier_at(0)] = 1
+    permit = Permit({0: mechanism.noise_multiplier_at(0)})
     update = mechanism.release(summed, permit, "a", 0, InjectedRandomness(4))
     assert set(update.gradient) == set(model.trained)
     assert all((value != 0).all() for value in update.gradient.values())
