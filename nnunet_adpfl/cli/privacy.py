@@ -16,20 +16,54 @@ def register(app: typer.Typer) -> None:
 
 
 def privacy(
-    run: Annotated[Path, typer.Argument(help="A run's fold folder, or one ledger file.")],
+    run: Annotated[str, typer.Argument(help="A run's fold folder, one ledger file, or a data set: number or name.")],
     as_json: opt.Json = False,
 ) -> None:
-    """Say what epsilon was spent at every site and over all, recomputed from the privacy ledgers.
+    """Say what epsilon was spent: by a run, recomputed from its ledgers, or by all runs ever made on a data set.
 
     Example: adpfl privacy $nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerADP__nnUNetPlans_f8__3d_fullres/fold_0
+    Example: adpfl privacy 4
     """
+    from nnunet_adpfl import folders
     from nnunet_adpfl.privacy.summary import summarise
 
-    summary = summarise(run)
-    if as_json:
-        opt.print_json(summary)
+    is_run = Path(run).exists()
+    if is_run:
+        found = summarise(Path(run))
     else:
-        tell(summary)
+        from nnunet_adpfl.trainers.patient_totals import dataset_totals
+
+        found = dataset_totals(folders.preprocessed_folder(run))
+    if as_json:
+        opt.print_json(found)
+    elif is_run:
+        tell(found)
+    else:
+        _tell_totals(found)
+
+
+def _tell_totals(totals: dict[str, Any]) -> None:
+    """The sum over all runs in words, and a table of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    unit, count = totals["unit"], totals["runs"]
+    if not count:
+        typer.echo(f"{totals['dataset']}: nothing was trained on its {unit}s yet.")
+        return
+    if totals["epsilon"] is None:
+        typer.echo(f"{totals['dataset']}: no bound for its {unit}s: a run without privacy is among the {count} made on them.")
+    else:
+        typer.echo(
+            f"{totals['dataset']}: all {count} runs together, each {unit} has epsilon {totals['epsilon']:.4f} at delta "
+            f"{totals['delta']:g} ({totals['accountant']}; guarantee: {totals['guarantee']})."
+        )
+    table = Table("site", "run", "steps", "units", "epsilon alone", "complete")
+    for name, site in totals["sites"].items():
+        for entry in site["runs"]:
+            alone = "none" if entry["epsilon"] is None else f"{entry['epsilon']:.4f}"
+            table.add_row(name, entry["run"], str(entry["steps"]), str(entry["units"]), alone, "yes" if entry["complete"] else "no")
+    Console(width=140).print(table)
 
 
 def tell(summary: dict[str, Any]) -> None:

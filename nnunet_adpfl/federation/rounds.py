@@ -52,7 +52,7 @@ class FederatedRun:
         self._model = model
         self._engine = engine
         self._mirroring_axes = mirroring_axes
-        self._mechanism = mechanisms.make(plan, folder.prepared.fold.name)
+        self.mechanism = mechanisms.make(plan, folder.prepared.fold.name)
         planned = -(-plan.steps // plan.rounds.local_steps)
         self._rounds = planned if rounds is None else min(rounds, planned)
         units = plan.units_at(folder.prepared.fold.name)
@@ -62,6 +62,12 @@ class FederatedRun:
         self._average: Weights | None = None
         if plan.optimizer.ema_decay:
             self._average = self._trained_part(self._global)
+
+    @property
+    def declared_steps(self) -> int:
+        """Steps of each site over the whole run, fixed before its first round."""
+        plan = self.mechanism.plan
+        return min(self._rounds * plan.rounds.local_steps, plan.steps)
 
     def restore(self, content: checkpoints.Checkpoint) -> None:
         """Global weights (and their average) of the checkpoint that `state` came with."""
@@ -137,13 +143,13 @@ class FederatedRun:
         return None
 
     def _task(self, site: str) -> RoundTask:
-        state, plan = self.state, self._mechanism.plan
+        state, plan = self.state, self.mechanism.plan
         return RoundTask(
             run=state.run,
             round=state.round,
             first_step=state.steps_done,
             steps=min(plan.rounds.local_steps, plan.steps - state.steps_done),
-            declared_steps=min(self._rounds * plan.rounds.local_steps, plan.steps),
+            declared_steps=self.declared_steps,
             clip_norm=state.clip_norm,
             plan_hash=state.plan_hash,
             weights=self._global,
@@ -152,7 +158,7 @@ class FederatedRun:
         )
 
     def _finish_round(self, average: Average) -> None:
-        state, plan = self.state, self._mechanism.plan
+        state, plan = self.state, self.mechanism.plan
         steps = self._task(next(iter(self._shares))).steps
         self._global = {**self._global, **average.result()}
         if self._average is not None:
@@ -170,7 +176,7 @@ class FederatedRun:
             }
         )
         if average.noisy_count is not None:
-            state.clip_norm = self._mechanism.adapted_clip_norm(
+            state.clip_norm = self.mechanism.adapted_clip_norm(
                 state.clip_norm, average.noisy_count, average.count_noise_std, average.expected_units
             )
         if self.control is not None:

@@ -13,7 +13,7 @@ from nnunet_adpfl.federation.rounds import FederatedRun
 from nnunet_adpfl.nnunet_compat.training import PatchSource, PlannedTrainer
 from nnunet_adpfl.privacy.noise import Randomness, SecretRandomness
 from nnunet_adpfl.progress import note
-from nnunet_adpfl.trainers import noise_control, prepared_fold, private_model, run_manifest
+from nnunet_adpfl.trainers import noise_control, patient_totals, prepared_fold, private_model, run_manifest
 from nnunet_adpfl.trainers.patient_loader import PatientLoader
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.run_folder import RunFolder
@@ -86,6 +86,7 @@ def _train_locked(
         if state.finished:
             note(f"{folder.path}: the run is finished already ({state.steps_done} steps at each site)")
             return
+        note(patient_totals.told_beforehand(prepared, run.mechanism, state.run, run.declared_steps))
         run.control = noise_control.make(prepared, model, source, state.control)
         run.train()
     finally:

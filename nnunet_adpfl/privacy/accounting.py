@@ -23,6 +23,8 @@ from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 
 Event = Mapping[str, Any]
 PLD_INTERVAL = 1e-3
+NO_PROMISE = 30_000.0  # above this (loose) bound nobody is protected, and a loss distribution would fill the memory
+MOST_STEPS, LEAST_NOISE = 10**7, 1e-4  # beyond these a ledger line is damaged, and composing it would not end
 FILTER_ORDERS = (*(float(order) for order in range(2, 17)), 20.0, 24.0, 32.0, 48.0, 64.0)  # whole: exact sums
 SPENDING_EVENTS = ("poisson_gaussian", "gaussian", "recovered")
 _RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE  # zero-out has the same loss distribution here
@@ -51,8 +53,10 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     merged = _merge(events)
     if not merged:
         return 0.0
+    if (bound := _quick_bound(merged, delta)) > NO_PROMISE:
+        return bound
     accountant = PLDAccountant(_RELATION, value_discretization_interval=PLD_INTERVAL)
-    return _compose(accountant, merged, delta)
+    return float(_composed(accountant, merged).get_epsilon(delta))
 
 
 def epsilon_rdp(events: Iterable[Event], delta: float, order: float | None = None) -> float:
@@ -63,7 +67,26 @@ def epsilon_rdp(events: Iterable[Event], delta: float, order: float | None = Non
     orders = (
         [order] if order is not None else [1 + x / 10.0 for x in range(1, 100)] + list(range(11, 64)) + [128, 256, 512]
     )
-    return _compose(RdpAccountant(orders, _RELATION), merged, delta)
+    return float(_composed(RdpAccountant(orders, _RELATION), merged).get_epsilon(delta))
+
+
+def rdp(events: Iterable[Event], order: float) -> float:
+    """Renyi divergence of all events together at one order."""
+    return float(_composed(RdpAccountant([order], _RELATION), _merge(events)).rdp[0])
+
+
+def epsilon_of_rdp(divergence: float, delta: float, order: float) -> float:
+    """(order, divergence)-Renyi privacy as epsilon at delta (Canonne, Kamath and Steinke 2020, proposition 12)."""
+    return max(0.0, divergence + _conversion(delta, order))
+
+
+def rdp_of_epsilon(target: float, delta: float, order: float) -> float:
+    """The divergence that a filter of this order allows for a target epsilon: the inverse of `epsilon_of_rdp`."""
+    return max(0.0, target - _conversion(delta, order))
+
+
+def _conversion(delta: float, order: float) -> float:
+    return math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
 
 
 def epsilon_prv(events: Iterable[Event], delta: float) -> float | None:
@@ -72,7 +95,7 @@ def epsilon_prv(events: Iterable[Event], delta: float) -> float | None:
 
     merged = _merge(events)
     total_steps = sum(merged.values())
-    if not merged or total_steps > 20_000:
+    if not merged or total_steps > 20_000 or _quick_bound(merged, delta) > NO_PROMISE:
         return 0.0 if not merged else None
     accountant = PRVAccountant()
     accountant.history = [(z, q, n) for (_, q, z), n in merged.items()]
@@ -150,17 +173,22 @@ def check_event(event: Event) -> None:
         _is_number(q)
         and 0 < q <= 1  # type: ignore[operator]
         and _is_number(z)
-        and z > 0  # type: ignore[operator]
+        and z >= LEAST_NOISE  # type: ignore[operator]
         and isinstance(steps, int)
         and not isinstance(steps, bool)
-        and steps > 0
+        and 0 < steps <= MOST_STEPS
     )
     if not valid:
         raise PrivacyRefusedError(f"ledger: event {dict(event)!r} has impossible figures; the ledger is damaged")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _quick_bound(merged: Mapping[tuple[str, float, float], int], delta: float) -> float:
+    """An upper bound on epsilon in a millisecond, loose by a factor of a few where it is large."""
+    return float(_composed(RdpAccountant([2, 4, 8, 16, 32, 64], _RELATION), merged).get_epsilon(delta))
 
 
 def _merge(events: Iterable[Event]) -> dict[tuple[str, float, float], int]:
@@ -173,10 +201,10 @@ def _merge(events: Iterable[Event]) -> dict[tuple[str, float, float], int]:
     return dict(merged)
 
 
-def _compose(accountant: Any, merged: Mapping[tuple[str, float, float], int], delta: float) -> float:
+def _composed(accountant: Any, merged: Mapping[tuple[str, float, float], int]) -> Any:
     for (kind, q, z), steps in merged.items():
         event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(z)
         if kind == "poisson":
             event = dp_accounting.PoissonSampledDpEvent(q, event)
         accountant.compose(event, steps)
-    return float(accountant.get_epsilon(delta))
+    return accountant

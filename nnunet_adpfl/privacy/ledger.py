@@ -10,7 +10,8 @@ import datetime
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,25 @@ from nnunet_adpfl.privacy.odometer import Odometer
 
 FILE_NAME = "privacy_ledger.jsonl"
 KNOWN_EVENTS = (*accounting.SPENDING_EVENTS, "start", "non_private")
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e15  # type: ignore[operator]
+
+
+_START_FIELDS: dict[str, Callable[[Any], bool]] = {  # field of the start line -> whether a value is possible
+    "run": lambda value: isinstance(value, str),
+    "site": lambda value: isinstance(value, str),
+    "unit": lambda value: isinstance(value, str),
+    "adjacency": lambda value: isinstance(value, str),
+    "delta": lambda value: type(value) is float and 0 < value < 1,
+    "composition": lambda value: value in ("declared", "rdp_filter"),
+    "order": lambda value: value is None or (_is_positive(value) and value > 1),
+    "target_epsilon": lambda value: value is None or _is_positive(value),
+    "declared_steps": lambda value: value is None or (type(value) is int and 0 <= value <= accounting.MOST_STEPS),
+    "noise_terms": lambda value: value is None or (type(value) is int and 0 < value < 100),
+    "largest_block": lambda value: value is None or isinstance(value, dict),
+}
 
 
 @dataclass
@@ -126,7 +146,11 @@ def first_line(path: Path, content: ChainContent) -> Line:
         raise PrivacyRefusedError(
             f"{path} has no readable start line, so no step was taken on it: start the run in a new folder"
         )
-    return content.lines[0]
+    first = content.lines[0]
+    odd = next((name for name, fits in _START_FIELDS.items() if not fits(first.get(name))), None)
+    if odd:
+        raise PrivacyRefusedError(f"{path}: {odd} in its start line is {first.get(odd)!r:.80}, which is impossible; restore the file")
+    return first
 
 
 def spending_events(content: ChainContent, path: Path) -> list[Line]:
@@ -140,10 +164,21 @@ def spending_events(content: ChainContent, path: Path) -> list[Line]:
             )
         if line["event"] in accounting.SPENDING_EVENTS:
             accounting.check_event(line)
+            if not all(type(line.get(name)) is int and line[name] >= 0 for name in ("round", "attempt")):
+                raise PrivacyRefusedError(f"{path}: an event belongs to no round or attempt; restore the file")
             events.append(line)
     if content.torn is not None:
         events.append({**announced_event(content.torn, first), "event": "recovered"})
     return events
+
+
+def steps_taken(events: Sequence[Line]) -> int:
+    """Steps of a run, not counting attempts that were repeated (those of a torn line among them)."""
+    attempts: Counter[tuple[int, int]] = Counter()
+    for event in events:
+        if event["event"] == "poisson_gaussian":
+            attempts[int(event.get("round", 0)), int(event.get("attempt", 0))] += int(event["steps"])
+    return sum(max(n for (r, _), n in attempts.items() if r == number) for number in {r for r, _ in attempts})
 
 
 def announced_event(torn: str, first: Line) -> dict[str, Any]:
@@ -158,4 +193,5 @@ def announced_event(torn: str, first: Line) -> dict[str, Any]:
         raise PrivacyRefusedError(
             "the ledger's last line is torn and its start line names no largest block; it cannot be continued"
         )
+    accounting.check_event(largest)
     return dict(largest)

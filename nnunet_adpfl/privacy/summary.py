@@ -98,7 +98,7 @@ def _site_summary(path: Path, content: ChainContent, first: Line) -> dict[str, A
     delta, target = float(first["delta"]), first.get("target_epsilon")
     openly = any(line["event"] == "non_private" and line.get("scope") == "training" for line in content.lines)
     spent = None if openly else _reported_epsilon(events, first)
-    complete = _steps_taken(events) >= int(first.get("declared_steps") or 0)
+    complete = ledger.steps_taken(events) >= int(first.get("declared_steps") or 0)
     filtered = first["composition"] == "rdp_filter"  # then the filter's bound holds, not what was realised (rule 10)
     realised_holds = complete and not filtered
     return {
@@ -115,16 +115,6 @@ def _noise_text(first: Line) -> str:
     source = "ChaCha20" if first.get("noise_source") == "secure" else "Philox (not a cipher)"
     terms = int(first.get("noise_terms") or 1)
     return f"Gaussian, from {source} keyed with operating system entropy" + (f", sum of {terms}" if terms > 1 else "")
-
-
-def _steps_taken(events: list[Line]) -> int:
-    """Steps of the run, not counting attempts that were repeated (those of a torn line among them)."""
-    attempts: dict[tuple[int, int], int] = {}
-    for event in events:
-        if event["event"] == "poisson_gaussian":
-            key = int(event.get("round", 0)), int(event.get("attempt", 0))
-            attempts[key] = attempts.get(key, 0) + int(event["steps"])
-    return sum(max(n for (r, _), n in attempts.items() if r == number) for number in {r for r, _ in attempts})
 
 
 def _reported_epsilon(events: list[Line], first: Line) -> float:

@@ -13,7 +13,7 @@ from nnunet_adpfl.privacy.ledger import Ledger
 from nnunet_adpfl.privacy.mechanism import ALL_SITES
 from nnunet_adpfl.privacy.noise import Randomness, SecretRandomness
 from nnunet_adpfl.progress import note
-from nnunet_adpfl.trainers import post_processing, site_ledger
+from nnunet_adpfl.trainers import patient_totals, post_processing, site_ledger
 from nnunet_adpfl.trainers.noise_control import NoiseControl
 from nnunet_adpfl.trainers.patient_loader import PatientLoader
 from nnunet_adpfl.trainers.private_model import PrivateModel
@@ -62,6 +62,9 @@ class CentralRun:
         Args:
             save: writes the checkpoint of `state`; called after every block and at the end.
         """
+        note(patient_totals.told_beforehand(
+            self._folder.prepared, self._mechanism, self.state.run, self._mechanism.plan.steps
+        ))  # fmt: skip
         ledger = self._open_ledger()
         plan, state = self._mechanism.plan, self.state
         cases_by_unit = self._folder.prepared.cases_by_unit()

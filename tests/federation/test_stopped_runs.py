@@ -9,7 +9,7 @@ import pytest
 from workspace import LOCAL_STEPS, ROUNDS, SITES, Workspace, read
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
-from nnunet_adpfl.privacy import summary
+from nnunet_adpfl.privacy import ledger, summary
 from nnunet_adpfl.trainers.release import export_run
 
 
@@ -70,7 +70,7 @@ def test_rule_10_a_repeated_round_does_not_count_as_a_step_of_the_plan(workspace
     assert sum('"steps"' in line for line in lines) >= ROUNDS - 1
     events = [json.loads(line) for line in lines if '"poisson_gaussian"' in line and '"start"' not in line]
     again = {**events[-1], "attempt": 1}
-    assert summary._steps_taken([*events, again]) == summary._steps_taken(events) < ROUNDS * LOCAL_STEPS
+    assert ledger.steps_taken([*events, again]) == ledger.steps_taken(events) < ROUNDS * LOCAL_STEPS
 
 
 def test_rule_11_a_shortened_or_missing_ledger_is_not_summed_up(workspace: Workspace) -> None:
