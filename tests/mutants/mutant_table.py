@@ -22,6 +22,10 @@ CLIENT = "federation/test_client.py"
 ROUNDS = "federation/test_rounds.py"
 REFUSALS = "federation/test_refusals.py"
 KILLS = "federation/test_interruptions.py"
+FILTER = "privacy/test_rule_10_filter.py"
+SOURCES = "privacy/test_rule_07_noise_sources.py"
+CONTROL = "trainers/test_rule_10_noise_control.py"
+TOTALS = "trainers/test_rule_11_patient_totals.py"
 AGGREGATION = "federation/test_aggregation.py"
 
 
@@ -100,6 +104,16 @@ MUTANTS = (
         {
             "chosen = generator.random(len(units)) < sampling_rate": (
                 "chosen = generator.permutation(len(units)) < round(len(units) * sampling_rate)"
+            )
+        },
+        (f"{SAMPLING}::test_rule_02_size_is_binomial_in_mean_and_variance",),
+    ),
+    Mutant(
+        "drawn with replacement, as nnU-Net does", 2, "privacy/sampling.py",
+        {
+            "chosen = generator.random(len(units)) < sampling_rate": (
+                "taken = generator.choice(len(units), max(1, round(len(units) * sampling_rate)))\n"
+                "    chosen = np.isin(np.arange(len(units)), taken)"
             )
         },
         (f"{SAMPLING}::test_rule_02_size_is_binomial_in_mean_and_variance",),
@@ -312,21 +326,44 @@ MUTANTS = (
     ),
     # Rule 7: noise
     Mutant(
-        "noise halved", 7, "privacy/noise.py", {"alpha=standard_deviation)": "alpha=standard_deviation / 2)"},
+        "noise halved", 7, "privacy/noise.py", {"alpha=standard_deviation / math": "alpha=0.5 * standard_deviation / math"},
         (f"{NOISE}::test_rule_07_standard_deviation_is_the_accounted_one",), quick=True,
     ),
     Mutant(
-        "noise 5 % low", 7, "privacy/noise.py", {"alpha=standard_deviation)": "alpha=0.95 * standard_deviation)"},
+        "noise 5 % low", 7, "privacy/noise.py", {"alpha=standard_deviation / math": "alpha=0.95 * standard_deviation / math"},
         (f"{NOISE}::test_rule_07_standard_deviation_is_the_accounted_one",), quick=True,
     ),
     Mutant(
         "noise that is not Gaussian", 7, "privacy/noise.py",
         {
-            "generator.standard_normal(tuple(tensor.shape), dtype=precision)": (
-                "generator.uniform(-(3**0.5), 3**0.5, tuple(tensor.shape)).astype(precision)"
+            "generator.standard_normal(sample.shape, dtype=precision)": (
+                "generator.uniform(-(3**0.5), 3**0.5, sample.shape).astype(precision)"
             )
         },
         (f"{NOISE}::test_rule_07_shape_is_gaussian",),
+    ),
+    Mutant(
+        "the secure generator is not one", 7, "privacy/noise.py",
+        {'_chacha_generator if source == "secure" else _philox_generator': "_philox_generator"},
+        (f"{SOURCES}::test_rule_07_secure_noise_comes_from_chacha20",), quick=True,
+    ),
+    Mutant(
+        "the secure generator has eight rounds", 7, "privacy/noise.py", {"CHACHA_ROUNDS = 20": "CHACHA_ROUNDS = 8"},
+        (f"{SOURCES}::test_rule_07_secure_noise_comes_from_chacha20",),
+    ),
+    Mutant(
+        "the secure generator is keyed with 64 bits", 7, "privacy/noise.py",
+        {'key = int.from_bytes(os.urandom(KEY_BYTES), "little")': 'key = int.from_bytes(os.urandom(8), "little")'},
+        (f"{SOURCES}::test_rule_07_every_call_has_a_new_key_of_256_bits",),
+    ),
+    Mutant(
+        "four Gaussians with the noise of two", 7, "privacy/noise.py", {"/ math.sqrt(terms)": "/ terms"},
+        (f"{SOURCES}::test_rule_07_the_sum_of_gaussians_has_the_same_deviation",),
+    ),
+    Mutant(
+        "four Gaussians are asked for, one is added", 7, "privacy/mechanism.py",
+        {"generator, self.plan.noise_terms)": "generator)"},
+        (f"{SOURCES}::test_rule_07_the_plan_decides_how_many_gaussians_are_added",),
     ),
     Mutant(
         "one tensor without noise", 7, "privacy/mechanism.py",
@@ -344,15 +381,15 @@ MUTANTS = (
     ),
     Mutant(
         "all tensors share their noise", 7, "privacy/mechanism.py",
-        {"add_gaussian_(tensor, gradient_z, generator)": (
-            "add_gaussian_(tensor, gradient_z, np.random.Generator(type(generator.bit_generator)(1)))"
+        {"add_gaussian_(tensor, gradient_z, generator,": (
+            "add_gaussian_(tensor, gradient_z, np.random.Generator(type(generator.bit_generator)(1)),"
         )},
         (f"{NOISE}::test_rule_07_independent_across_tensors_steps_sites_and_restarts",),
     ),
     Mutant(
         "the same noise every step", 7, "privacy/noise.py",
         {
-            "    def noise(self, site: str, step: int) -> np.random.Generator:\n        return _fresh_generator()": (
+            "    def noise(self, site: str, step: int) -> np.random.Generator:\n        return self._fresh_generator()": (
                 "    def noise(self, site: str, step: int) -> np.random.Generator:\n"
                 "        return np.random.Generator(np.random.Philox(int.from_bytes(self.patch_key(site, 0, ''), 'little')))"
             )
@@ -362,7 +399,7 @@ MUTANTS = (
     Mutant(
         "two sites share their noise", 7, "privacy/noise.py",
         {
-            "    def noise(self, site: str, step: int) -> np.random.Generator:\n        return _fresh_generator()": (
+            "    def noise(self, site: str, step: int) -> np.random.Generator:\n        return self._fresh_generator()": (
                 "    def noise(self, site: str, step: int) -> np.random.Generator:\n"
                 "        return np.random.Generator(np.random.Philox(int.from_bytes(self.patch_key('', step, ''), 'little')))"
             )
@@ -372,7 +409,7 @@ MUTANTS = (
     Mutant(
         "noise that a repeated step would replay", 7, "privacy/noise.py",
         {
-            "    def noise(self, site: str, step: int) -> np.random.Generator:\n        return _fresh_generator()": (
+            "    def noise(self, site: str, step: int) -> np.random.Generator:\n        return self._fresh_generator()": (
                 "    def noise(self, site: str, step: int) -> np.random.Generator:\n"
                 "        return np.random.Generator(np.random.Philox(int.from_bytes(self.patch_key(site, step, ''), 'little')))"
             )
@@ -391,7 +428,7 @@ MUTANTS = (
     ),
     Mutant(
         "declared noise is calibrated away", 7, "privacy/mechanism.py",
-        {"if not plan.is_private or plan.noise_multiplier is not None:": "if not plan.is_private:"},
+        {"    if plan.noise_multiplier is not None:\n        return plan\n": ""},
         (f"{DETAILS}::test_rule_11_noise_that_was_declared_is_kept_by_the_calibration",),
     ),
     # Rule 8: adaptive clipping
@@ -476,15 +513,70 @@ MUTANTS = (
     ),
     Mutant(
         "noise levels rounded down", 10, "privacy/schedule.py",
-        {"return round(base * self.ratio_at(step) + 0.5 * 10**-_DECIMALS, _DECIMALS)": (
-            "return round(base * self.ratio_at(step) - 0.5 * 10**-_DECIMALS, _DECIMALS)"
-        )},
+        {"noise_multiplier + 0.5 * 10**-_DECIMALS": "noise_multiplier - 0.5 * 10**-_DECIMALS"},
         (f"{DETAILS}::test_rule_10_levels_are_never_below_what_was_declared",),
     ),
     Mutant(
         "a run that was stopped early reports what it spent", 10, "privacy/summary.py",
-        {'"epsilon": spent if complete or spent is None': '"epsilon": spent if True or spent is None'},
+        {"realised_holds = complete and not filtered": "realised_holds = not filtered"},
         (f"{ROUNDS}::test_rule_10_a_run_that_stopped_early_reports_the_declared_epsilon",),
+    ),
+    Mutant(
+        "a data-driven run is reported by PLD over its realised noise", 10, "privacy/summary.py",
+        {"realised_holds = complete and not filtered": "realised_holds = complete",
+         "        return accounting.epsilon_rdp(events, float(first[\"delta\"]), float(first[\"order\"]))":
+         "        return accounting.epsilon(events, float(first[\"delta\"]))"},
+        (f"{FILTER}::test_rule_10_the_filters_bound_is_reported_not_what_was_realised",), quick=True,
+    ),
+    Mutant(
+        "the filter is checked by PLD", 10, "privacy/mechanism.py",
+        {"        return accounting.epsilon_rdp(events, plan.delta, plan.adaptation.order)":
+         "        return accounting.epsilon(events, plan.delta)"},
+        (f"{FILTER}::test_rule_10_no_choice_of_noise_levels_exceeds_the_budget",),
+    ),
+    Mutant(
+        "the filter takes the best order afterwards", 10, "privacy/mechanism.py",
+        {"accounting.epsilon_rdp(events, plan.delta, plan.adaptation.order)": "accounting.epsilon_rdp(events, plan.delta)"},
+        (f"{FILTER}::test_rule_10_the_order_is_fixed_with_the_noise_and_is_the_best_one",
+         f"{FILTER}::test_rule_10_no_choice_of_noise_levels_exceeds_the_budget",
+         f"{FILTER}::test_rule_10_a_filter_never_allows_more_than_ordinary_composition"),
+    ),
+    Mutant(
+        "a data-driven run needs no filter while it took no more steps than planned", 10, "privacy/mechanism.py",
+        {"if not self.plan.is_data_driven and self._within_planned_counts(events):": "if sum(e['steps'] for e in events) <= self.plan.steps:"},
+        (f"{FILTER}::test_rule_10_no_choice_of_noise_levels_exceeds_the_budget", f"{FILTER}::test_rule_10_the_filter_does_stop"),
+    ),
+    Mutant(
+        "any noise level may be asked for", 10, "privacy/mechanism.py",
+        {"if not 0 <= level < self.plan.adaptation.levels:": "if False:"},
+        (f"{FILTER}::test_rule_10_levels_outside_the_plan_are_refused",),
+    ),
+    Mutant(
+        "a data-driven run is called a declared one", 10, "trainers/site_ledger.py",
+        {"    if plan.is_data_driven:": "    if False:"},
+        (f"{CONTROL}::test_rule_10_a_federated_run_lowers_its_noise_under_the_filter",),
+    ),
+    Mutant(
+        "noise follows the loss on patients that train", 10, "trainers/prepared_fold.py",
+        {"if both := sorted(": "if both := not sorted("},
+        (f"{CONTROL}::test_rule_10_a_unit_that_trains_is_not_public",),
+    ),
+    Mutant(
+        "noise follows the loss on private validation patients", 10, "privacy/plan.py",
+        {'if self.adaptation.signal == "public_loss" and self.validation != "public":': "if False:"},
+        (f"{FILTER}::test_rule_10_settings_that_contradict_each_other_are_refused",),
+    ),
+    Mutant(
+        "a stopped data-driven run forgets its noise level", 10, "trainers/noise_control.py",
+        {'int(known.get("level", 0))': "0"},
+        (f"{CONTROL}::test_rule_10_a_stopped_data_driven_run_goes_on_as_if_it_had_not_been",
+         f"{CONTROL}::test_rule_10_a_federated_run_lowers_its_noise_under_the_filter"),
+    ),
+    # Rule 13: the fingerprint
+    Mutant(
+        "the noisy fingerprint is not in the calibration", 13, "privacy/mechanism.py",
+        {"    return [*fingerprint_events(plan), *steps]": "    return steps"},
+        (f"{FILTER}::test_rule_13_the_noisy_fingerprint_is_composed_with_the_training",), quick=True,
     ),
     # Rule 11: budget and ledger
     Mutant(
@@ -495,11 +587,12 @@ MUTANTS = (
     Mutant(
         "the ledger is written after the step", 11, "federation/client.py",
         {
-            "    permit = site.mechanism.authorise(ledger, task.first_step, task.steps, round_index=task.round, attempt=attempt)\n": (
+            "    permit = site.mechanism.authorise(\n"
+            "        ledger, task.first_step, task.steps, round_index=task.round, attempt=attempt, level=task.noise_level\n"
+            "    )\n": (
                 "    from nnunet_adpfl.privacy.mechanism import Permit\n"
-                "    permit = Permit()\n"
-                "    for step in range(task.first_step, task.first_step + task.steps):\n"
-                "        permit.levels[site.mechanism.noise_multiplier_at(step)] += 1\n"
+                "    block = range(task.first_step, task.first_step + task.steps)\n"
+                "    permit = Permit({step: site.mechanism.noise_multiplier_at(step) for step in block})\n"
             ),
             "    update = _make_update(": (
                 "    site.mechanism.authorise(ledger, task.first_step, task.steps, round_index=task.round, attempt=attempt)\n"
@@ -568,8 +661,40 @@ MUTANTS = (
         (f"{LEDGER}::test_rule_11_too_little_declared_noise_is_refused",),
     ),
     Mutant(
+        "earlier runs are not added up", 11, "trainers/patient_totals.py",
+        {"    largest = [group for group in groups if not any(group < other for other in groups)]":
+         "    largest = [frozenset([index]) for group in groups for index in group]"},
+        (f"{TOTALS}::test_rule_11_two_runs_on_the_same_patients_add_up",),
+    ),
+    Mutant(
+        "an abandoned run counts with what it spent", 11, "trainers/run_spending.py",
+        {'if missing > 0 and "training" not in openly:': "if False:"},
+        (f"{TOTALS}::test_rule_11_an_abandoned_run_counts_as_declared",),
+    ),
+    Mutant(
+        "runs without privacy are left out of the total", 11, "trainers/patient_totals.py",
+        {"    if any(not run.is_private for run in runs):\n        return Total(None, delta)\n": ""},
+        (f"{TOTALS}::test_rule_11_a_run_without_privacy_leaves_no_bound",),
+    ),
+    Mutant(
+        "runs whose patients cannot be told are left out of the total", 11, "trainers/run_spending.py",
+        {'known.get(str(first["units_digest"]), everybody)': 'known.get(str(first["units_digest"]), frozenset())'},
+        (f"{TOTALS}::test_a_damaged_split_file_makes_everybody_a_user_of_every_run",),
+    ),
+    Mutant(
+        "runs under filters count with what they realised", 11, "trainers/patient_totals.py",
+        {"for run in runs if run.order is None for event": "for run in runs for event",
+         "accounting.rdp(events, order) + sum(budgets)": "accounting.rdp(events, order)"},
+        (f"{TOTALS}::test_rule_10_runs_under_filters_add_up_by_what_their_filters_allow",),
+    ),
+    Mutant(
+        "a shared fingerprint hides another one", 13, "trainers/patient_totals.py",
+        {"        releases |= run.releases": "        releases = dict(run.releases)"},
+        (f"{TOTALS}::test_rule_13_a_noisy_fingerprint_is_counted_once_for_all_runs_that_used_it",),
+    ),
+    Mutant(
         "a permit is never used up", 11, "privacy/mechanism.py",
-        {"self.levels[noise_multiplier] -= 1": "self.levels[noise_multiplier] -= 0"},
+        {"return self.noise_multipliers.pop(step)": "return self.noise_multipliers[step]"},
         (f"{LEDGER}::test_rule_11_no_release_without_a_paid_step",),
     ),
     Mutant(
