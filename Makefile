@@ -29,7 +29,7 @@ types: setup
 	$(BIN)/mypy
 
 mutants: setup  ## planted faults in the privacy code, each of which a test must catch
-	$(BIN)/python tests/mutants/run.py
+	$(BIN)/python tests/mutants/run.py --report docs/mutants.md
 
 bench: setup  ## cost of a private step against a plain one
 	$(BIN)/python benchmarks/step_cost.py --json benchmarks/results/step_cost_cpu.json

@@ -22,7 +22,13 @@ Plans = Annotated[str, typer.Option("-p", help="Name of nnU-Net's plans.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps; by default cuda where there is one.")]
 
 Fingerprint = Annotated[
-    str, typer.Option(help="pooled (sums over all patients, outside the guarantee) or public:PLANS.json.")
+    str,
+    typer.Option(
+        help="pooled (sums over all patients, outside the guarantee), dp (noisy histograms, paid for) or public:PLANS.json."
+    ),
+]
+FingerprintNoise = Annotated[
+    float | None, typer.Option(help="Noise multiplier of --fingerprint dp; less is dearer and truer. Default 2.")
 ]
 Planner = Annotated[str, typer.Option(help="Any planner of nnU-Net: ExperimentPlanner, nnUNetPlannerResEncM, ...")]
 BaseFeatures = Annotated[
@@ -63,10 +69,11 @@ Seed = Annotated[int | None, typer.Option(help="Fixes all but noise and draws. D
 InitialWeights = Annotated[
     Path | None, typer.Option(help="Checkpoint to start from; you declare it public, its sha256 goes into the plan.")
 ]
+FIELDS_TO_SET = ("noise_source", "noise_terms", "oversample_foreground", "engine")  # others have options of their own
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="A field in a section of the privacy plan, e.g. clipping.method=auto_s (docs/privacy_plan.md)."
+        "--set", help="A field of the privacy plan: clipping.method=auto_s, noise_source=secure, ... (docs/privacy_plan.md)."
     ),
 ]
 
@@ -82,14 +89,20 @@ def privacy_choices(**values: Any) -> PrivacyChoices:
     return PrivacyChoices(**values, sections=sections)
 
 
-def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
-    sections: dict[str, dict[str, Any]] = {}
+def _sections(settings: list[str]) -> dict[str, Any]:
+    sections: dict[str, Any] = {}
     for text in settings:
         path, separator, value = text.partition("=")
         section, dot, field = path.partition(".")
-        if not (separator and dot and section and field):
-            raise InputError(f"--set {text!r}: write SECTION.FIELD=VALUE, for example clipping.method=auto_s")
-        sections.setdefault(section, {})[field] = _value(value)
+        if separator and path in FIELDS_TO_SET:
+            sections[path] = _value(value)
+        elif separator and dot and section and field:
+            sections.setdefault(section, {})[field] = _value(value)
+        else:
+            raise InputError(
+                f"--set {text!r}: write SECTION.FIELD=VALUE, for example clipping.method=auto_s, or one of "
+                f"{', '.join(FIELDS_TO_SET)}=VALUE"
+            )
     return sections
 
 

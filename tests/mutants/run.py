@@ -27,6 +27,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TESTS = REPOSITORY / "tests"
 PACKAGE = REPOSITORY / "nnunet_adpfl"
 SESSION_LIMIT_S = 300
+REPORT_HEAD = """# Planted faults
+
+`make mutants` plants each of these faults in a copy of the package and runs the tests that must notice; written by that command.
+{summary}.
+
+| rule | fault | file | killed by |
+|---|---|---|---|
+"""
 HEAVY_FOR_PRIVACY = (
     "torch", "numpy", "scipy.special", "hypothesis", "pydantic", "dp_accounting.pld", "dp_accounting.rdp", "opacus.accountants",
 )  # fmt: skip
@@ -165,21 +173,34 @@ def try_mutants(mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, Outcome]]:
             shutil.rmtree(place, ignore_errors=True)
 
 
+def _short(outcome: Outcome) -> str:
+    return f"`{(outcome.killer or '').removeprefix('tests/')}`" if outcome.killer else f"**survives** {outcome.trouble}".rstrip()
+
+
+def _rule_of(row: str) -> int:
+    return int(row.split("|")[1])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Plant faults and see whether the tests notice.")
     parser.add_argument("-k", dest="word", default="", help="only mutants with this word in their name")
     parser.add_argument("--quick", action="store_true", help="only those that the test suite tries")
+    parser.add_argument("--report", type=Path, help="write the table as Markdown")
     options = parser.parse_args()
     chosen = [m for m in MUTANTS if options.word.lower() in m.name.lower() and (m.quick or not options.quick)]
     if not chosen:
         print(f"no mutant has {options.word!r} in its name", file=sys.stderr)
         return 2
-    began, survivors = time.monotonic(), 0
+    began, survivors, rows = time.monotonic(), 0, []
     for mutant, outcome in try_mutants(chosen):
         survivors += outcome.killer is None
         said = f"killed by {outcome.killer}" if outcome.killer else f"SURVIVES {outcome.trouble}".rstrip()
         print(f"rule {mutant.rule:2d}  {mutant.name:60s}  {said}", flush=True)
-    print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed in {time.monotonic() - began:.0f} s")
+        rows.append(f"| {mutant.rule} | {mutant.name} | {mutant.file} | {_short(outcome)} |")
+    summary = f"{len(chosen) - survivors} of {len(chosen)} mutants killed in {time.monotonic() - began:.0f} s"
+    print(summary)
+    if options.report:
+        options.report.write_text(REPORT_HEAD.format(summary=summary) + "\n".join(sorted(rows, key=_rule_of)) + "\n", encoding="utf-8")
     return 1 if survivors else 0
 
 
