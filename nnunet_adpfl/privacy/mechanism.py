@@ -26,6 +26,7 @@ from nnunet_adpfl.privacy.clipping import (
     ClipRule,
     NoClip,
     NormClip,
+    bounded_sum,
     gradient_noise_multiplier,
     updated_clip_norm,
 )
@@ -183,6 +184,11 @@ class Mechanism:
     def _check_budget(self, events: Sequence[accounting.Event]) -> None:
         if not self.plan.is_data_driven and self._within_planned_counts(events):
             return  # covered by the calibration, no need to compose again
+        if not self.plan.is_data_driven and self.plan.noise_decay.plateaus > 1:
+            # Which levels are repeated would be chosen on the way: no composition of declared events covers that (rule 10).
+            raise BudgetExhaustedError(
+                "the next steps are beyond the planned ones and the reserve; the run stops here and keeps its checkpoint"
+            )
         spent = _epsilon(self.plan, events)
         if spent > self.plan.epsilon:
             raise BudgetExhaustedError(
@@ -199,6 +205,19 @@ class Mechanism:
         if any(event not in planned or (event[0] == "gaussian" and n > planned[event]) for event, n in taken.items()):
             return False
         return sum(max(0, n - planned[event]) for event, n in taken.items()) <= self.plan.reserve_steps
+
+
+def released_sum(vectors: np.ndarray, permit: Permit, generator: np.random.Generator) -> np.ndarray:
+    """Sum over all units, plus the noise that was paid for, on every coordinate: one Gaussian event (rule 13).
+
+    Args:
+        vectors: one for each unit, float64 of shape (units, coordinates).
+        permit: used up; its step 0 has the noise multiplier.
+    """
+    z = permit.use(0)
+    total = torch.from_numpy(bounded_sum(vectors))
+    add_gaussian_(total, z, generator, terms=4)  # costs nothing at this size
+    return np.asarray(total.numpy())
 
 
 def calibrated(plan: PrivacyPlan) -> PrivacyPlan:

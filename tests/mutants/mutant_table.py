@@ -547,6 +547,11 @@ MUTANTS = (
         (f"{FILTER}::test_rule_10_no_choice_of_noise_levels_exceeds_the_budget", f"{FILTER}::test_rule_10_the_filter_does_stop"),
     ),
     Mutant(
+        "a declared run chooses which levels it repeats", 10, "privacy/mechanism.py",
+        {"if not self.plan.is_data_driven and self.plan.noise_decay.plateaus > 1:": "if False:"},
+        (f"{FILTER}::test_rule_10_a_declared_run_does_not_choose_which_of_its_levels_it_repeats",),
+    ),
+    Mutant(
         "any noise level may be asked for", 10, "privacy/mechanism.py",
         {"if not 0 <= level < self.plan.adaptation.levels:": "if False:"},
         (f"{FILTER}::test_rule_10_levels_outside_the_plan_are_refused",),

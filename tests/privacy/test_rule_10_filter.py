@@ -155,3 +155,15 @@ def test_rule_13_the_noisy_fingerprint_is_composed_with_the_training() -> None:
     spent = float(accountant.get_epsilon(plan.delta))
     assert plan.epsilon - 0.05 < spent <= plan.epsilon + 1e-6
     assert not math.isclose(z, plain.base_noise_multiplier, rel_tol=1e-3)
+
+
+def test_rule_10_a_declared_run_does_not_choose_which_of_its_levels_it_repeats(tmp_path: Path) -> None:
+    """With 20 times the noise that epsilon needs, composition would allow any number; the plan allows its reserve."""
+    mechanism = make_mechanism(noise_decay={"plateaus": 4, "final_ratio": 0.5}, noise_multiplier=20.0)
+    ledger = start_ledger(tmp_path, mechanism.plan)
+    last = mechanism.plan.steps // 4 + mechanism.plan.reserve_steps
+    for attempt in range(last):
+        mechanism.authorise(ledger, 19, 1, round_index=19, attempt=attempt)
+    with pytest.raises(BudgetExhaustedError, match="beyond the planned ones"):
+        mechanism.authorise(ledger, 19, 1, round_index=19, attempt=last)
+    mechanism.authorise(ledger, 0, 1, round_index=0, attempt=0)
