@@ -16,8 +16,12 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path next to ``path``; on leaving without error it becomes ``path``, durably."""
+def replacing(path: Path | str, *, private: bool = False) -> Iterator[Path]:
+    """Yield a temporary path next to ``path``; on leaving without error it becomes ``path``, durably.
+
+    Args:
+        private: only the owner may read it; otherwise the umask decides, as for any file of nnU-Net.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
@@ -26,7 +30,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         _fsync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o600 if private else 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -34,8 +38,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
     _fsync(target.parent)
 
 
-def write_bytes(path: Path | str, data: bytes | memoryview) -> None:
-    with replacing(path) as temporary:
+def write_bytes(path: Path | str, data: bytes | memoryview, *, private: bool = False) -> None:
+    with replacing(path, private=private) as temporary:
         temporary.write_bytes(data)
 
 
@@ -49,7 +53,10 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def append_line(path: Path | str, line: str) -> None:
-    """Append one line and force it to disk before returning (used for ledgers: write ahead, then act)."""
+    """Append one line and force it to disk before returning (used for ledgers: write ahead, then act).
+
+    A new file is the owner's alone: such files tell when a site trained, and what it spent.
+    """
     target = Path(path)
     new_folders = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +73,14 @@ def append_line(path: Path | str, line: str) -> None:
         _fsync(target.parent)
         for folder in new_folders:
             _fsync(folder.parent)
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder, and those above it, that only the owner may open; one that is there is left as it is."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        _fsync(path.parent)
 
 
 def _fsync(path: Path) -> None:

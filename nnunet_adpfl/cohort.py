@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, json_files
 from nnunet_adpfl.errors import InputError
 
 FILE_NAME = "cohort.json"
@@ -50,6 +50,8 @@ class Cohort:
             raise InputError("cohort: it holds no case")
         site_of_unit: dict[str, str] = {}
         for case, entry in self.cases.items():
+            if not names_a_file(case):
+                raise InputError(f"cohort: case {case!r} cannot name a file: use letters, digits, '-', '_' and '.'")
             if not entry.unit or not entry.site:
                 raise InputError(f"cohort: case {case} has an empty unit or site")
             if not names_a_folder(entry.site):
@@ -98,7 +100,19 @@ class Cohort:
 
 def names_a_folder(site: str) -> bool:
     """Whether a site's name can be the name of its folder; what it spent lies there."""
-    return not (site.startswith(".") or len(site) > 80 or not site.isprintable() or set(site) & set('/\\:*?"<>|'))
+    return names_a_file(site) and not (len(site) > 80 or set(site) & set(':*?"<>|'))
+
+
+def names_a_file(case: str) -> bool:
+    """Whether files may be named after a case; a name with a folder in it would be written elsewhere."""
+    return case.isprintable() and 0 < len(case.encode()) <= 200 and not set(case) & set("/\\") and not case.startswith(".")
+
+
+def _text(value: object) -> str:
+    """A number is a name too; anything else is not."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise TypeError(f"{type(value).__name__} where a name should be")
+    return str(value)
 
 
 def load(folder: Path) -> Cohort:
@@ -108,8 +122,8 @@ def load(folder: Path) -> Cohort:
     """
     path = folder / FILE_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = {case: CohortEntry(str(value["unit"]), str(value["site"])) for case, value in content["cases"].items()}
+        content = json_files.load(path)
+        entries = {case: CohortEntry(_text(value["unit"]), _text(value["site"])) for case, value in content["cases"].items()}
         return Cohort(str(content["unit"]), entries)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `adpfl cohort DATASET --sites FILE.csv`, then `adpfl plan`") from None

@@ -3,9 +3,18 @@
 Every message names the argument or file at fault and says what to do.
 """
 
+_LONGEST = 1_000  # characters: names in a damaged file may be of any length
+
 
 class AdpflError(Exception):
-    """Base of all errors meant for the user. ``str(error)`` is the one line that the command prints."""
+    """Base of all errors meant for the user. ``str(error)`` is the one line that the command prints.
+
+    Messages quote names from files. Whatever these hold, the message stays one line that a terminal shows as it is.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = "".join(character if character.isprintable() else " " for character in message)
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ...")
 
 
 class InputError(AdpflError):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_adpfl import json_files
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.errors import InputError
 
@@ -32,7 +32,7 @@ def load_splits(preprocessed: Path, cohort: Cohort) -> list[Split]:
     """
     path = preprocessed / FILE_NAME
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = json_files.load(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `adpfl plan` for this data set") from None
     except ValueError as error:
@@ -44,7 +44,10 @@ def load_splits(preprocessed: Path, cohort: Cohort) -> list[Split]:
 def check_splits(splits: object, cohort: Cohort, origin: str) -> None:
     """InputError unless ``splits`` is a list of folds whose cases the cohort knows and whose units are on one side."""
     if not isinstance(splits, list) or not all(isinstance(s, dict) and {"train", "val"} <= set(s) for s in splits):
-        raise InputError(f"{origin} is not a list of folds with train and val")
+        raise InputError(f"{origin} is not a list of folds with train and val: make it anew with `adpfl plan`")
+    for split in splits:
+        if not all(isinstance(split[side], list) and all(isinstance(case, str) for case in split[side]) for side in ("train", "val")):
+            raise InputError(f"{origin}: train and val of a fold must be lists of case names: make it anew with `adpfl plan`")
     for number, split in enumerate(splits):
         unknown = sorted((set(split["train"]) | set(split["val"])) - set(cohort.cases))
         if unknown:

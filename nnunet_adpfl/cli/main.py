@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from nnunet_adpfl.cli import cohort, convert, demo, evaluate, plan, privacy, run, train
+from nnunet_adpfl.cli import audit, cohort, convert, demo, evaluate, install, plan, privacy, run, train
 from nnunet_adpfl.errors import AdpflError
 
 # Before torch is loaded: waiting threads sleep instead of spinning. Where training shares the cores with its loader or
@@ -24,6 +24,8 @@ GROUPS: tuple[ModuleType, ...] = (
     run,
     evaluate,
     privacy,
+    install,
+    audit,
     demo,
 )
 

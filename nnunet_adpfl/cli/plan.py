@@ -19,6 +19,7 @@ def plan(
         list[str], typer.Option("-c", help="nnU-Net configuration to prepare; repeat for several: -c 2d -c 3d_fullres")
     ],
     fingerprint: opt.Fingerprint = "pooled",
+    fingerprint_noise: opt.FingerprintNoise = None,
     planner: opt.Planner = "ExperimentPlanner",
     plans: opt.PlansName = None,
     base_features: opt.BaseFeatures = None,
@@ -47,7 +48,9 @@ def plan(
         patches_per_unit=patches_per_patient, validation=validation, seed=seed, initial_weights=initial_weights,
         local_steps=local_steps, settings=settings,
     )  # fmt: skip
-    planning = pipeline.PlanningChoices(fingerprint, planner, base_features, small_sites, plans)
+    planning = pipeline.PlanningChoices(
+        fingerprint, planner, base_features, small_sites, plans, fingerprint_noise=fingerprint_noise
+    )
     written = pipeline.plan(dataset, configurations, planning, choices)
     if as_json:
         opt.print_json(written)

@@ -28,6 +28,7 @@ def run(
     go_on: Annotated[bool, typer.Option("--continue", help="Go on from the newest checkpoint.")] = False,
     device: opt.Device = "",
     fingerprint: opt.Fingerprint = "pooled",
+    fingerprint_noise: opt.FingerprintNoise = None,
     planner: opt.Planner = "ExperimentPlanner",
     plans: opt.PlansName = None,
     base_features: opt.BaseFeatures = None,
@@ -63,7 +64,9 @@ def run(
         dataset,
         configuration,
         fold,
-        pipeline.PlanningChoices(fingerprint, planner, base_features, small_sites, plans),
+        pipeline.PlanningChoices(
+            fingerprint, planner, base_features, small_sites, plans, fingerprint_noise=fingerprint_noise
+        ),
         choices,
         pipeline.TrainingChoices(
             trainer, rounds, local_steps, go_on, device or opt.default_device(), tolerance_mm, mirroring

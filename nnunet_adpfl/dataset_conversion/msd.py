@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from nnunet_adpfl import progress
+from nnunet_adpfl import json_files, progress
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.dataset_conversion import nifti_case, raw_dataset, sites_table
 from nnunet_adpfl.dataset_conversion.raw_dataset import RawDataset, SourceCase, WrittenDataset
@@ -49,7 +48,7 @@ def convert(source: Path, number: int, *, sites: Path | None = None, name: str |
 def _read_description(source: Path) -> dict[str, Any]:
     path = source / "dataset.json"
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json_files.load(path)
     except OSError:
         raise InputError(f"{source} is no Decathlon folder: {path} cannot be read") from None
     except ValueError as error:

@@ -22,6 +22,7 @@ _UNREADABLE = (
     EOFError,
     ValueError,
     OverflowError,
+    MemoryError,  # its header claims more voxels than a machine can hold
     zlib.error,
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_adpfl import atomic_files, folders, progress
+from nnunet_adpfl import atomic_files, folders, json_files, progress
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.dataset_conversion.atomic_folder import replacing_folder
 from nnunet_adpfl.errors import InputError
@@ -175,7 +175,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 def _is_complete(folder: Path, signature: str) -> bool:
     try:
-        record = json.loads((folder / CONVERSION_FILE).read_text(encoding="utf-8"))
+        record = json_files.load(folder / CONVERSION_FILE)
         images, labels = (len(list((folder / name).iterdir())) for name in ("imagesTr", "labelsTr"))
         return record["signature"] == signature and (images, labels) == (record["images"], record["labels"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, json_files
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.evaluation import figures, overlays, run_records, scoring, site_matrix, spending
 from nnunet_adpfl.evaluation.classes import scored_classes
@@ -157,7 +157,7 @@ def _metric(value: float, name: str) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_files.load(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: it belongs to the run; restore it") from None
     except ValueError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, json_files
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.evaluation import run_records, scoring
@@ -150,7 +149,10 @@ def _data_folder(model: TrainedModel, preprocessed: Path) -> Path:
     path = preprocessed / f"{model.plans['plans_name']}.json"
     folder = preprocessed / data_identifier(model)
     if path.is_file():
-        configurations = json.loads(path.read_text(encoding="utf-8")).get("configurations")
+        try:
+            configurations = json_files.load(path)["configurations"]
+        except (ValueError, KeyError, TypeError):
+            configurations = None
         if configurations != model.plans["configurations"]:
             raise InputError(f"{path} is not the plan that these weights were trained with: restore it, or train again")
     if not folder.is_dir():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_adpfl import cohort as cohorts
-from nnunet_adpfl import folders, folds
-from nnunet_adpfl.cohort import Cohort
+from nnunet_adpfl import folders, folds, json_files
+from nnunet_adpfl.cohort import Cohort, names_a_file
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.folds import Fold
 from nnunet_adpfl.privacy import plan as privacy_plans
@@ -19,6 +18,7 @@ MANIFEST_FILE_NAME = "run.json"
 ROUNDS_FILE_NAME = "rounds.jsonl"
 LOCAL_LOG_FILE_NAME = "local_log.jsonl"
 ALL_SITES = "all-sites"  # the name that a central run has in its ledger
+_LARGEST = 10**12  # of what a record may hold
 _KEYS = ("kind", "dataset", "trainer", "plans", "configuration", "fold")
 
 
@@ -76,21 +76,21 @@ class RunRecords:
 
     def rounds(self) -> list[dict[str, Any]]:
         """Records of finished rounds, oldest first; empty before the first one."""
-        return read_lines(self.path / ROUNDS_FILE_NAME)
+        return _checked(self.path / ROUNDS_FILE_NAME)
 
     def local_logs(self) -> dict[str, list[dict[str, Any]]]:
         """Site -> its records of losses; a central run has one, named `ALL_SITES`. A repeated round counts once."""
         found = {path.parent.name: path for path in sorted(self.path.glob(f"sites/*/{LOCAL_LOG_FILE_NAME}"))}
         if (self.path / LOCAL_LOG_FILE_NAME).is_file():
             found[ALL_SITES] = self.path / LOCAL_LOG_FILE_NAME
-        return {site: _last_of_each_round(read_lines(path)) for site, path in found.items()}
+        return {site: _last_of_each_round(_checked(path)) for site, path in found.items()}
 
 
 def load(run: Path) -> RunRecords:
     """InputError when the folder is not a run of this plugin."""
     path = run / MANIFEST_FILE_NAME
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json_files.load(path)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{run} is not a run folder of nnunet_adpfl: it holds no {MANIFEST_FILE_NAME}") from None
     except ValueError as error:
@@ -98,6 +98,8 @@ def load(run: Path) -> RunRecords:
     missing = [key for key in _KEYS if not isinstance(manifest, dict) or key not in manifest]
     if missing:
         raise InputError(f"{path} is damaged: it has no {missing[0]}")
+    if not names_a_file(str(manifest["dataset"])):
+        raise InputError(f"{path} is damaged: dataset is {manifest['dataset']!r:.80}, which names no folder; restore it")
     return RunRecords(run, {"versions": {}, **manifest, "fold": str(manifest["fold"])})
 
 
@@ -106,13 +108,25 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
         try:
-            value = json.loads(line)
+            value = json_files.parse(line)
         except ValueError:
             continue
         if isinstance(value, dict):
             records.append(value)
+    return records
+
+
+def _checked(path: Path) -> list[dict[str, Any]]:
+    """Records of rounds whose numbers can be drawn; InputError naming the file and field of one that cannot."""
+    records = read_lines(path)
+    for record in records:
+        for name in ("round", "clip_norm", "mean_loss"):
+            value = record.get(name, 0)
+            kinds = (int,) if name == "round" else (int, float, type(None))
+            if type(value) not in kinds or (value is not None and not -_LARGEST < value < _LARGEST):
+                raise InputError(f"{path} is damaged: {name} is {value!r:.80}; restore it")
     return records
 
 

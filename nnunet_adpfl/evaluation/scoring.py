@@ -7,6 +7,8 @@ overall one the mean over all cases (so a large site weighs more, as in nnU-Net'
 from __future__ import annotations
 
 import csv
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -79,10 +81,12 @@ def read_table(path: Path) -> list[CaseScore]:
     """Read what `write_table` wrote; InputError when it is missing or damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [_parsed(row) for row in csv.DictReader(file)]
+            scores = [_parsed(row) for row in csv.DictReader(file)]
+        _check_complete(scores)
+        return scores
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `adpfl evaluate` for this run first") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise InputError(f"{path} is damaged ({error}): run `adpfl evaluate` again") from None
 
 
@@ -142,7 +146,18 @@ def _score_case(
     return rows
 
 
+def _check_complete(scores: Sequence[CaseScore]) -> None:
+    """ValueError unless every case is at one site and has every class once: the means would be of something else."""
+    rows = Counter((score.case, score.label) for score in scores)
+    sites = {(score.case, score.site) for score in scores}
+    cases, labels = {score.case for score in scores}, {score.label for score in scores}
+    if len(rows) != len(scores) or len(rows) != len(cases) * len(labels) or len(sites) != len(cases):
+        raise ValueError("not every case has every class once")
+
+
 def _parsed(row: Mapping[str, str]) -> CaseScore:
     numbers = {name: float(row[name]) for name in (*METRICS, "tolerance_mm")}
+    if not all(math.isfinite(value) for value in numbers.values()):
+        raise ValueError("a figure is not finite")
     voxels = {name: int(row[name]) for name in ("truth_voxels", "predicted_voxels")}
     return CaseScore(row["case"], row["site"], row["label"], **numbers, **voxels)  # type: ignore[arg-type]

@@ -54,14 +54,14 @@ def plan(
     """
     check_planning_choices(planning, configurations)
     cohort = cohorts.load(folders.raw_folder(dataset))
-    privacy_planning.check_choices(cohort, planning.fingerprint_kind, privacy)
+    privacy_planning.check_choices(cohort, planning.fingerprint_kind, privacy, planning.planned_release)
     planned = prepare_dataset(dataset, configurations, planning)
     written = {}
     for configuration in configurations:
         path = planned.preprocessed / privacy_plans.file_name(planned.plans["plans_name"], configuration)
         kept = _kept(path, planned, privacy)
         made = kept or privacy_planning.make_privacy_plan(
-            planned.plans, planned.cohort, planned.splits, planned.fingerprint, privacy
+            planned.plans, planned.cohort, planned.splits, planned.fingerprint, privacy, planned.release
         )
         if not kept:
             _refuse_orphans(path, made, planned, configuration)
@@ -121,7 +121,8 @@ def _kept(path: Path, planned: PlannedDataset, privacy: PrivacyChoices) -> Priva
     found = privacy_plans.load(path)
     units = privacy_planning.units_of_folds(planned.cohort, planned.splits)
     belongs = (found.cohort_digest, found.plans_digest) == (planned.cohort.digest(), plans_digest(planned.plans))
-    if not belongs or found.training_units != units or found.fingerprint != planned.fingerprint:
+    fingerprints = (found.fingerprint, found.fingerprint_release), (planned.fingerprint, planned.release)
+    if not belongs or found.training_units != units or fingerprints[0] != fingerprints[1]:
         return None
     note(f"{path.name} is kept: no privacy setting was given")
     return found

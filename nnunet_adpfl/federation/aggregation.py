@@ -69,13 +69,15 @@ def averaged(average: Weights, current: Weights, decay: float) -> Weights:
 
 
 def _check(update: SiteUpdate, wanted: Weights) -> None:
-    counts = (update.noisy_count or 0.0, update.count_noise_std, update.expected_units)
-    if not (all(math.isfinite(value) for value in counts) and update.expected_units > 0):
+    counts = (0.0 if update.noisy_count is None else update.noisy_count, update.count_noise_std, update.expected_units)
+    if not (all(type(value) is float and math.isfinite(value) for value in counts) and update.expected_units > 0):
         raise InputError(f"update of site {update.site}: its counts are not finite numbers, or it expected no unit")
     if set(update.weights) != set(wanted):
         odd = sorted(set(update.weights) ^ set(wanted))[0]
         raise InputError(f"update of site {update.site}: its tensors are not those of the plan (first difference: {odd})")
     for name, value in update.weights.items():
+        if not isinstance(value, np.ndarray):
+            raise InputError(f"update of site {update.site}: {name} is not a plain array")
         if value.shape != wanted[name].shape or value.dtype != wanted[name].dtype:
             raise InputError(f"update of site {update.site}: {name} has not the shape and type of the plan")
         if not np.isfinite(value).all():

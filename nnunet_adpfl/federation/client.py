@@ -58,10 +58,10 @@ def run_site_round(task: RoundTask, site: Site) -> SiteUpdate:
     would exceed the budget (nothing was written then), InputError for weights that do not fit the plan.
     """
     _check_task(task, site)
-    stored = stored_update.load(task, site.folder, {name: tuple(p.shape) for name, p in site.model.trained.items()})
+    stored = stored_update.load(task, site.name, site.folder, {name: tuple(p.shape) for name, p in site.model.trained.items()})
     cases_by_unit = site.prepared.cases_by_unit(site.name)
     ledger = _open_ledger(task, site, sorted(cases_by_unit))
-    if stored is not None and stored.site == site.name and _is_paid(stored, ledger):
+    if stored is not None and _is_paid(stored, ledger):
         return stored
     _receive(task.weights, site)
     training = PrivateTraining(site.mechanism, site.model.engine, site.model.trained, site.loader, site.randomness)
@@ -147,6 +147,7 @@ def _make_update(task: RoundTask, site: Site, outcome: BlockOutcome, attempt: in
         count_noise_std=outcome.count_noise_std,
         expected_units=outcome.expected_units,
         ledger_head=head,
+        task_digest=stored_update.task_digest(task),
     )
 
 

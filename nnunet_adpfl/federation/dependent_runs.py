@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from nnunet_adpfl import json_files
 from nnunet_adpfl.federation.preprocessing import data_identifier
 from nnunet_adpfl.trainers import run_manifest
 
@@ -13,8 +13,8 @@ def of_plans(results: Path, plans_name: str, configuration: str | None = None) -
     """Run folders, stock ones and ours, below ``nnUNet_results/DATASET`` that used these plans."""
     found = {path.parent for path in results.glob(f"*__{plans_name}__{configuration or '*'}/fold_*/checkpoint_*.pth")}
     for folder in of_cohort(results):
-        manifest = json.loads((folder / run_manifest.FILE_NAME).read_text(encoding="utf-8"))
-        if plans_name in ("*", manifest.get("plans")) and configuration in (None, manifest.get("configuration")):
+        manifest = run_manifest.load(folder)
+        if plans_name in ("*", manifest.plans) and configuration in (None, manifest.configuration):
             found.add(folder)
     return sorted(found)
 
@@ -29,11 +29,11 @@ def of_data(results: Path, preprocessed: Path, identifier: str) -> list[Path]:
     found: set[Path] = set()
     for path in preprocessed.glob("*.json"):
         try:
-            plans = json.loads(path.read_text(encoding="utf-8"))
+            plans = json_files.load(path)
             same = [name for name in plans["configurations"] if data_identifier(plans, name) == identifier]
             for configuration in same:
                 found.update(of_plans(results, plans["plans_name"], configuration))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue  # another kind of file
     return sorted(found)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, json_files
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation import fingerprint, raw_cases
@@ -19,7 +20,8 @@ from nnunet_adpfl.nnunet_compat import planning as stock
 from nnunet_adpfl.progress import track
 
 FILE_NAME = "examined.json"
-Job = tuple[str, CaseFiles, dict[str, Any], str, int | None]
+Measured = TypeVar("Measured")
+Job = tuple[str, CaseFiles, dict[str, Any], str, Callable[[stock.OpenCase], Measured]]
 
 
 def examined_fingerprint(
@@ -31,26 +33,35 @@ def examined_fingerprint(
 
     Raises InputError naming the first broken case.
     """
-    inputs = [raw.dataset_json, {case: raw_cases.state(entry) for case, entry in raw.files.items()}]
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    digest = state_of(raw)
     path = preprocessed / RECORDS_FOLDER / FILE_NAME
     known = _remembered(path, digest)
     if known is not None and (known or not pooled):
         return known
     stock.check_labels(raw.dataset_json)
     reader = stock.reader_name(raw.dataset_json, next(iter(raw.files.values()))["images"][0])
-    found: dict[str, Any] = {}
-    if pooled:
-        samples = stock.FOREGROUND_SAMPLES // len(raw.files)
-        by_site = {site: [case for case, entry in cohort.cases.items() if entry.site == site] for site in cohort.sites}
-        sites = [site_fingerprint(site, cases, raw, reader, samples, processes) for site, cases in by_site.items()]
-        found = fingerprint.as_nnunet_fingerprint(fingerprint.merge(sites))
-    else:
-        jobs: list[Job] = [(case, entry, raw.dataset_json, reader, None) for case, entry in raw.files.items()]
-        for _ in track(in_processes(_examine, jobs, processes), "checking the cases", total=len(jobs)):
+    if not pooled:
+        for _ in examine(list(raw.files), raw, reader, _nothing, "checking the cases", processes):
             pass
+        note_checked(preprocessed, digest)
+        return {}
+    samples = stock.FOREGROUND_SAMPLES // len(raw.files)
+    by_site = {site: [case for case, entry in cohort.cases.items() if entry.site == site] for site in cohort.sites}
+    sites = [site_fingerprint(site, cases, raw, reader, samples, processes) for site, cases in by_site.items()]
+    found = fingerprint.as_nnunet_fingerprint(fingerprint.merge(sites))
     atomic_files.write_json(path, {"inputs": digest, "fingerprint": found})
     return found
+
+
+def state_of(raw: RawCases) -> str:
+    """Digest that changes with dataset.json, the list of cases, and the size or time of any of their files. Stays here."""
+    inputs = [raw.dataset_json, {case: raw_cases.state(entry) for case, entry in raw.files.items()}]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def note_checked(preprocessed: Path, digest: str) -> None:
+    """Remember that all cases are intact; exact statistics from before are forgotten."""
+    atomic_files.write_json(preprocessed / RECORDS_FOLDER / FILE_NAME, {"inputs": digest, "fingerprint": {}})
 
 
 def site_fingerprint(
@@ -61,8 +72,24 @@ def site_fingerprint(
     Args:
         samples: foreground voxels taken from each case: nnU-Net's 10e7 over the declared number of all cases.
     """
-    jobs: list[Job] = [(case, raw.files[case], raw.dataset_json, reader, samples) for case in sorted(cases)]
-    return fingerprint.merge(track(in_processes(_examine, jobs, processes), f"fingerprint of {site}", total=len(jobs)))
+    measure = functools.partial(_fingerprint_of_case, samples=samples)
+    return fingerprint.merge(examine(sorted(cases), raw, reader, measure, f"fingerprint of {site}", processes))
+
+
+def examine(
+    cases: Sequence[str],
+    raw: RawCases,
+    reader: str,
+    measure: Callable[[stock.OpenCase], Measured],
+    title: str,
+    processes: int | None = None,
+) -> Iterator[Measured]:
+    """Check each case and measure it, in order; ``measure`` must be picklable.
+
+    Raises InputError naming the first broken case.
+    """
+    jobs: list[Job[Measured]] = [(case, raw.files[case], raw.dataset_json, reader, measure) for case in cases]
+    return track(in_processes(_examine, jobs, processes), title, total=len(jobs))
 
 
 def foreground_shares(raw: RawCases, processes: int | None = None) -> dict[str, float]:
@@ -81,14 +108,21 @@ def _foreground_share(job: tuple[str, CaseFiles, str]) -> float:
         raise stock.case_error(case, files, error) from None
 
 
-def _examine(job: Job) -> SiteFingerprint:
-    """Integrity of one case and, with ``samples``, its fingerprint."""
-    case, files, dataset_json, reader, samples = job
+def _nothing(_opened: stock.OpenCase) -> None:
+    """All that is wanted is the check."""
+
+
+def _fingerprint_of_case(opened: stock.OpenCase, *, samples: int) -> SiteFingerprint:
+    return fingerprint.of_case(*opened.analysis(samples))
+
+
+def _examine(job: Job[Measured]) -> Measured:
+    case, files, dataset_json, reader, measure = job
     try:
         opened = stock.OpenCase(files, dataset_json, reader)
         problem = opened.problem()
         if problem is None:
-            return SiteFingerprint((), {}) if samples is None else fingerprint.of_case(*opened.analysis(samples))
+            return measure(opened)
     except stock.CASE_ERRORS as error:
         raise stock.case_error(case, files, error) from None
     raise InputError(f"case {case} is broken ({problem}); mend {files['images'][0]} or its label")
@@ -96,7 +130,7 @@ def _examine(job: Job) -> SiteFingerprint:
 
 def _remembered(path: Path, digest: str) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_files.load(path)
         return dict(content["fingerprint"]) if content["inputs"] == digest else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -55,6 +55,7 @@ class SiteUpdate:
         expected_units: q times the declared number of units, summed over the steps.
         attempt: how often this round had been paid for before.
         ledger_head: newest line of the site's ledger.
+        task_digest: identity of the task that was answered; an update of another one is refused.
     """
 
     site: str
@@ -67,6 +68,7 @@ class SiteUpdate:
     count_noise_std: float
     expected_units: float
     ledger_head: str
+    task_digest: str = ""
 
 
 @dataclass(frozen=True)

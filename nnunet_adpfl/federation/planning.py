@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import re
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_adpfl import atomic_files, folders, folds
+from nnunet_adpfl import atomic_files, folders, folds, json_files
 from nnunet_adpfl import cohort as cohorts
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.errors import InputError
-from nnunet_adpfl.federation import dependent_runs, raw_cases
+from nnunet_adpfl.federation import denoising, dependent_runs, raw_cases
 from nnunet_adpfl.federation.examination import examined_fingerprint
-from nnunet_adpfl.federation.preprocessing import Preprocessing, copy_labels
+from nnunet_adpfl.federation.noisy_fingerprint import DEFAULT_NOISE, Asked, noisy_fingerprint, questions_about
+from nnunet_adpfl.federation.plans import adapted_plans, make_plans, public_plans
+from nnunet_adpfl.federation.preprocessing import Preprocessing, copy_labels, data_identifier
 from nnunet_adpfl.federation.raw_cases import RawCases
 from nnunet_adpfl.federation.splits import N_FOLDS, SPLIT_SEED, chosen_splits, make_splits, save_splits
-from nnunet_adpfl.nnunet_compat import planning as stock
 from nnunet_adpfl.nnunet_compat.training import check_supported
+from nnunet_adpfl.privacy import accounting
+from nnunet_adpfl.privacy.plan import FingerprintRelease
 from nnunet_adpfl.progress import note
 
 FINGERPRINT_FILE_NAME = "dataset_fingerprint.json"
@@ -32,12 +35,14 @@ class PlanningChoices:
     """How the plan and the splits are made.
 
     Attributes:
-        fingerprint: ``pooled`` (exact sums over all patients) or ``public:PLANS.json`` (no patient used).
+        fingerprint: ``pooled`` (exact sums over all patients), ``dp`` (noisy histograms) or ``public:PLANS.json`` (no
+            patient used).
         planner: name of any stock planner class.
         base_features: features of the first stage; the plans then get the name PLANS_fN. None: as the planner says.
         small_sites: ``refuse`` or ``other`` (see make_splits).
         plans_name: as nnU-Net's -overwrite_plans_name. None: the planner's own.
         n_folds, seed: of the splits, where none exist yet.
+        fingerprint_noise: noise multiplier of ``dp``. None: DEFAULT_NOISE.
     """
 
     fingerprint: str = "pooled"
@@ -47,11 +52,20 @@ class PlanningChoices:
     plans_name: str | None = None
     n_folds: int = N_FOLDS
     seed: int = SPLIT_SEED
+    fingerprint_noise: float | None = None
 
     @property
     def fingerprint_kind(self) -> str:
-        """``pooled`` or ``public``, as the privacy plan has it."""
+        """``pooled``, ``dp`` or ``public``, as the privacy plan has it."""
         return "public" if self.fingerprint.startswith(PUBLIC_PREFIX) else self.fingerprint
+
+    @property
+    def planned_release(self) -> FingerprintRelease | None:
+        """What a noisy fingerprint will cost, before it has a name."""
+        if self.fingerprint_kind != "dp":
+            return None
+        noise = DEFAULT_NOISE if self.fingerprint_noise is None else self.fingerprint_noise
+        return FingerprintRelease(release="planned", noise_multiplier=noise)
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,8 @@ class PlannedDataset:
         preprocessed: nnUNet_preprocessed/DATASET, which now has cohort.json, dataset.json, PLANS.json, splits_final.json,
             gt_segmentations and the preprocessed cases.
         plans: nnU-Net's plan.
-        fingerprint: ``pooled`` or ``public``.
+        fingerprint: ``pooled``, ``dp`` or ``public``.
+        release: the noisy fingerprint that was paid for, where it is ``dp``.
     """
 
     preprocessed: Path
@@ -70,6 +85,7 @@ class PlannedDataset:
     cohort: Cohort
     splits: list[folds.Split]
     fingerprint: str
+    release: FingerprintRelease | None = None
 
 
 def prepare_dataset(
@@ -96,12 +112,13 @@ def prepare_dataset(
     cohort = _cohort_of(raw_folder, raw)
     made = make_splits(cohort, n_folds=choices.n_folds, seed=choices.seed, small_sites=choices.small_sites)
     splits = chosen_splits(made, cohort, [preprocessed, raw_folder], replace_own=not dependent_runs.any_run(results))
-    plans, merged = _plans(name, preprocessed, raw, cohort, choices, processes)
+    _refuse_changed_cohort(preprocessed, results, cohort)
+    plans, merged, release = _plans(name, configurations, preprocessed, raw, cohort, choices, processes)
     for configuration in configurations:
         check_supported(plans, configuration)
     jobs = [Preprocessing(preprocessed, raw, plans, configuration) for configuration in configurations]
-    _refuse_orphans(preprocessed, results, plans, cohort, jobs)
-    atomic_files.write_json(preprocessed / "dataset.json", json.loads((raw_folder / "dataset.json").read_text(encoding="utf-8")))
+    _refuse_orphans(preprocessed, results, plans, jobs)
+    atomic_files.write_json(preprocessed / "dataset.json", json_files.load(raw_folder / "dataset.json"))
     if merged is not None:
         atomic_files.write_json(preprocessed / FINGERPRINT_FILE_NAME, merged)
     atomic_files.write_json(preprocessed / f"{plans['plans_name']}.json", plans)
@@ -110,86 +127,57 @@ def prepare_dataset(
     copy_labels(preprocessed, raw)
     for job in jobs:
         job.run(processes)
-    return PlannedDataset(preprocessed, plans, cohort, splits, choices.fingerprint_kind)
-
-
-def make_plans(
-    dataset: str,
-    raw: RawCases,
-    merged: Mapping[str, Any],
-    *,
-    planner: str = "ExperimentPlanner",
-    base_features: int | None = None,
-    plans_name: str | None = None,
-) -> dict[str, Any]:
-    """The stock planner's plan from nnU-Net's fingerprint ``merged``, adapted (see adapted_plans); nothing is written."""
-    return adapted_plans(stock.run_planner(planner, dataset, merged, raw.files, plans_name=plans_name), base_features)
-
-
-def public_plans(path: Path, dataset: str, raw: RawCases) -> dict[str, Any]:
-    """Plans of another, public data set for this one: of our patients only the file format is used.
-
-    The plans get the name PLANSPublic and their own preprocessed data. Raises InputError when the file is not nnU-Net's
-    plan, or was made for another number of channels.
-    """
-    try:
-        plans: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        base, suffix = re.fullmatch(r"(.*?)((?:_f\d+)?)", plans["plans_name"]).groups()  # type: ignore[union-attr]
-        base = base if base.endswith("Public") else f"{base}Public"
-        channels = len(plans["foreground_intensity_properties_per_channel"])
-        for configuration, settings in plans["configurations"].items():
-            if "data_identifier" in settings:
-                settings["data_identifier"] = f"{base}_{configuration}"
-                channels = min(channels, len(settings["normalization_schemes"]))
-    except OSError as error:
-        raise InputError(f"--fingerprint public:{path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"--fingerprint public:{path} is not a plans file of nnU-Net ({error!r})") from None
-    if plans.get("dataset_name") == dataset:
-        raise InputError(f"--fingerprint public:{path} was made from {dataset} itself, so it is not public; use another data set's plan")
-    if channels != len(raw.dataset_json["channel_names"]):
-        raise InputError(
-            f"--fingerprint public:{path} was made for {channels} channels, {dataset} has "
-            f"{len(raw.dataset_json['channel_names'])}; use the plan of a data set with the same channels"
-        )
-    reader = stock.reader_name(raw.dataset_json, next(iter(raw.files.values()))["images"][0])
-    return {**plans, "dataset_name": dataset, "plans_name": base + suffix, "image_reader_writer": reader}
-
-
-def adapted_plans(plans: dict[str, Any], base_features: int | None) -> dict[str, Any]:
-    """The plan with batch_dice off everywhere (it would mix patients) and, on request, another width of the network.
-
-    Feature numbers of all stages, the cap included, are scaled alike; the name gets ``_fN``, the preprocessed data is
-    shared with the unscaled plan.
-    """
-    plans = json.loads(json.dumps(plans))
-    for settings in plans["configurations"].values():
-        if "batch_dice" in settings:
-            settings["batch_dice"] = False
-        if base_features is not None and "architecture" in settings:
-            arguments = settings["architecture"]["arch_kwargs"]
-            first = arguments["features_per_stage"][0]
-            arguments["features_per_stage"] = [
-                max(1, round(number * base_features / first)) for number in arguments["features_per_stage"]
-            ]
-    if base_features is not None:
-        plans["plans_name"] = re.sub(r"_f\d+$", "", plans["plans_name"]) + f"_f{base_features}"
-    return dict(plans)
+    return PlannedDataset(preprocessed, plans, cohort, splits, choices.fingerprint_kind, release)
 
 
 def _plans(
-    name: str, preprocessed: Path, raw: RawCases, cohort: Cohort, choices: PlanningChoices, processes: int | None
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The plan, and the fingerprint that it was made from (None for public plans)."""
+    name: str,
+    configurations: Sequence[str],
+    preprocessed: Path,
+    raw: RawCases,
+    cohort: Cohort,
+    choices: PlanningChoices,
+    processes: int | None,
+) -> tuple[dict[str, Any], dict[str, Any] | None, FingerprintRelease | None]:
+    """The plan, the fingerprint that it was made from (None for public plans), and what was paid for it."""
     if choices.fingerprint_kind == "public":
         given = public_plans(Path(choices.fingerprint.removeprefix(PUBLIC_PREFIX)), name, raw)
         plans = adapted_plans(given, choices.base_features)
         examined_fingerprint(preprocessed, raw, cohort, pooled=False, processes=processes)
-        return plans, None
-    merged = examined_fingerprint(preprocessed, raw, cohort, pooled=True, processes=processes)
-    return make_plans(
-        name, raw, merged, planner=choices.planner, base_features=choices.base_features, plans_name=choices.plans_name
-    ), merged  # fmt: skip
+        return plans, None, None
+    make = functools.partial(
+        make_plans, name, raw, planner=choices.planner, base_features=choices.base_features, plans_name=choices.plans_name
+    )
+    if choices.planned_release is None:
+        merged = examined_fingerprint(preprocessed, raw, cohort, pooled=True, processes=processes)
+        return make(merged), merged, None
+    make = functools.partial(make, declared_cases=len(cohort.units()))  # how many cases a patient has is not public
+
+    def before_paying() -> None:
+        _refuse_new_release(preprocessed, make(denoising.prior(questions_about(raw)).fingerprint()), configurations)
+        cohort.save(preprocessed)  # from now on the odometers count for it
+
+    asked = Asked(choices.planned_release.noise_multiplier, before_paying)
+    merged, release = noisy_fingerprint(preprocessed, raw, cohort, asked, processes)
+    return make(merged), merged, release
+
+
+def _refuse_new_release(preprocessed: Path, plans: Mapping[str, Any], configurations: Sequence[str]) -> None:
+    """Another noisy fingerprint gives other plans: refused before it is paid for where a run needs those that are there.
+
+    Args:
+        plans: made from no patient, for their names; with them the planner has been tried, too.
+    """
+    results = folders.results_folder(preprocessed.name)
+    known = [name for name in configurations if name in plans["configurations"]]
+    runs = dependent_runs.of_plans(results, plans["plans_name"])
+    for identifier in (data_identifier(dict(plans), name) for name in known):
+        runs += dependent_runs.of_data(results, preprocessed, identifier)
+    if runs:
+        raise InputError(
+            f"a new noisy fingerprint would change {plans['plans_name']}.json, but {runs[0]} was trained with it: {_REMEDY}, or plan under "
+            "another name (nothing was spent)"
+        )
 
 
 def check_planning_choices(choices: PlanningChoices, configurations: Sequence[str]) -> None:
@@ -198,8 +186,13 @@ def check_planning_choices(choices: PlanningChoices, configurations: Sequence[st
         raise InputError("no configuration given: add -c 2d or -c 3d_fullres")
     if choices.base_features is not None and choices.base_features < 1:
         raise InputError(f"--base-features {choices.base_features} must be 1 or more")
-    if choices.fingerprint_kind not in ("pooled", "public"):
-        raise InputError(f"--fingerprint {choices.fingerprint!r} is unknown; use pooled or public:PLANS.json")
+    if choices.fingerprint_kind not in ("pooled", "dp", "public"):
+        raise InputError(f"--fingerprint {choices.fingerprint!r} is unknown; use pooled, dp or public:PLANS.json")
+    noise = choices.fingerprint_noise
+    if noise is not None and choices.fingerprint_kind != "dp":
+        raise InputError(f"--fingerprint-noise {noise:g} is for --fingerprint dp; leave it out")
+    if noise is not None and not accounting.LEAST_NOISE <= noise < math.inf:
+        raise InputError(f"--fingerprint-noise {noise:g} must be a finite number of {accounting.LEAST_NOISE:g} or more")
 
 
 def _cohort_of(raw_folder: Path, raw: RawCases) -> Cohort:
@@ -212,10 +205,15 @@ def _cohort_of(raw_folder: Path, raw: RawCases) -> Cohort:
     return cohort
 
 
-def _refuse_orphans(
-    preprocessed: Path, results: Path, plans: dict[str, Any], cohort: Cohort, jobs: Sequence[Preprocessing]
-) -> None:  # fmt: skip
-    """Nothing that a run depends on is overwritten: it could neither go on nor be reproduced."""
+def _known_plans(path: Path) -> Any:
+    """Plans that are there; damaged ones differ from any."""
+    try:
+        return json_files.load(path)
+    except ValueError:
+        return None
+
+
+def _refuse_changed_cohort(preprocessed: Path, results: Path, cohort: Cohort) -> None:
     path = preprocessed / cohorts.FILE_NAME
     if path.is_file() and cohorts.load(preprocessed).digest() != cohort.digest():
         if runs := dependent_runs.of_cohort(results):
@@ -225,8 +223,12 @@ def _refuse_orphans(
                 f"{path} would change, but {odometers[0]} counts what was spent on its sites and patients: restore the "
                 "cohort, or convert the data under another data set number"
             )
+
+
+def _refuse_orphans(preprocessed: Path, results: Path, plans: dict[str, Any], jobs: Sequence[Preprocessing]) -> None:
+    """Nothing that a run depends on is overwritten: it could neither go on nor be reproduced."""
     path = preprocessed / f"{plans['plans_name']}.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != plans:
+    if path.is_file() and _known_plans(path) != plans:
         if runs := dependent_runs.of_plans(results, plans["plans_name"]):
             raise InputError(f"{path} would change, but {runs[0]} was trained with it: {_REMEDY}, or plan under another name")
         note(f"{path.name} is replaced: the images or the planner's settings changed")

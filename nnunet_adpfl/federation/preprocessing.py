@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, json_files
 from nnunet_adpfl.errors import AdpflError
 from nnunet_adpfl.federation import raw_cases
 from nnunet_adpfl.federation.raw_cases import CaseFiles, RawCases
@@ -92,7 +92,7 @@ class Preprocessing:
         settings = None
         try:
             for line in self._record_file.read_text(encoding="utf-8").splitlines():
-                entry = json.loads(line)
+                entry = json_files.parse(line)
                 if "settings" in entry:
                     settings = str(entry["settings"])
                 else:

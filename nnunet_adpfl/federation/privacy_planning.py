@@ -13,8 +13,8 @@ from typing import Any
 from nnunet_adpfl import folds
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.errors import InputError
-from nnunet_adpfl.privacy import mechanism
-from nnunet_adpfl.privacy.plan import PrivacyPlan, Rounds, parse
+from nnunet_adpfl.privacy import accounting, mechanism
+from nnunet_adpfl.privacy.plan import FingerprintRelease, PrivacyPlan, Rounds, parse
 from nnunet_adpfl.trainers.prepared_fold import plans_digest
 
 DEFAULT_EPSILON = 8.0
@@ -32,7 +32,7 @@ class PrivacyChoices:
         epsilon, delta: the promise; delta defaults to the power of ten at or below 1/(10 N).
         steps: of each site, over the whole training.
         sampling_rate: probability of each unit to be drawn in a step.
-        sections: section of the privacy plan -> field -> value, for everything else.
+        sections: section of the privacy plan -> field -> value, or field -> value, for everything else.
     """
 
     epsilon: float | None = None
@@ -43,7 +43,7 @@ class PrivacyChoices:
     patches_per_unit: int | None = None
     validation: str | None = None
     seed: int | None = None
-    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sections: Mapping[str, Any] = field(default_factory=dict)
     initial_weights: Path | None = None
 
 
@@ -53,43 +53,60 @@ def make_privacy_plan(
     splits: Sequence[folds.Split],
     fingerprint: str,
     choices: PrivacyChoices,
+    release: FingerprintRelease | None = None,
 ) -> PrivacyPlan:
     """The privacy plan of one configuration, noise calibrated for its steps and reserve.
 
     Args:
         plans: nnU-Net's plan; its digest is part of the privacy plan.
-        fingerprint: how that plan was made: ``pooled`` or ``public``.
+        fingerprint: how that plan was made: ``pooled``, ``dp`` or ``public``.
+        release: the noisy fingerprint that it was made from, where it is ``dp``; the noise is calibrated to both.
 
     Raises InputError naming the field that is out of range.
     """
     units = units_of_folds(cohort, splits)
     digests = {"cohort_digest": cohort.digest(), "plans_digest": plans_digest(plans)}
-    return mechanism.calibrated(parse({**_chosen(cohort, units, fingerprint, choices), **digests}, "privacy plan"))
+    content = _chosen(cohort, units, fingerprint, choices, release)
+    return mechanism.calibrated(parse({**content, **digests}, "privacy plan"))
 
 
-def check_choices(cohort: Cohort, fingerprint: str, choices: PrivacyChoices) -> None:
+def check_choices(
+    cohort: Cohort, fingerprint: str, choices: PrivacyChoices, release: FingerprintRelease | None = None
+) -> None:
     """InputError for choices that no privacy plan of this cohort can have; for before the long work of planning."""
     units = {folds.ALL: {site: len(cohort.units(site)) for site in cohort.sites}}
     unknown = {"cohort_digest": "", "plans_digest": ""}
-    parse({**_chosen(cohort, units, fingerprint, choices), **unknown}, "privacy plan")
+    plan = parse({**_chosen(cohort, units, fingerprint, choices, release), **unknown}, "privacy plan")
+    measure = accounting.epsilon_rdp if plan.is_data_driven else accounting.epsilon
+    alone = measure(mechanism.fingerprint_events(plan), plan.delta)
+    if release is not None and alone >= plan.epsilon:
+        raise InputError(
+            f"--fingerprint-noise {release.noise_multiplier:g} alone costs epsilon {alone:.3g} and leaves nothing of {plan.epsilon:g} "
+            "for the training: take more noise, or a larger --epsilon"
+        )
 
 
 def _chosen(
-    cohort: Cohort, units: Mapping[str, Mapping[str, int]], fingerprint: str, choices: PrivacyChoices
+    cohort: Cohort,
+    units: Mapping[str, Mapping[str, int]],
+    fingerprint: str,
+    choices: PrivacyChoices,
+    release: FingerprintRelease | None,
 ) -> dict[str, Any]:
     """Content of the privacy plan but for what it belongs to."""
     steps = choices.steps if choices.steps is not None else DEFAULT_STEPS
-    sections = {name: dict(values) for name, values in choices.sections.items()}
+    sections = {name: dict(values) if isinstance(values, Mapping) else values for name, values in choices.sections.items()}
     local_steps = sections.get("rounds", {}).get("local_steps", DEFAULT_LOCAL_STEPS)
     content: dict[str, Any] = {
         "unit": cohort.unit_kind,
         "epsilon": _or_default(choices.epsilon, DEFAULT_EPSILON),
-        "delta": _or_default(choices.delta, _default_delta(units)),
+        "delta": _or_default(choices.delta, default_delta(max(sum(sites.values()) for sites in units.values()))),
         "training_units": units,
         "sampling_rate": _or_default(choices.sampling_rate, DEFAULT_SAMPLING_RATE),
         "steps": steps,
         "reserve_steps": _or_default(choices.reserve_steps, _default_reserve(steps, local_steps)),
         "fingerprint": fingerprint,
+        "fingerprint_release": None if release is None else release.model_dump(),
         **sections,
     }
     for name in ("patches_per_unit", "validation", "seed"):
@@ -119,9 +136,9 @@ def _or_default(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _default_delta(units: Mapping[str, Mapping[str, int]]) -> float:
-    largest = max(sum(sites.values()) for sites in units.values())
-    return float(10.0 ** math.floor(math.log10(1 / (10 * largest))))
+def default_delta(units: int) -> float:
+    """The power of ten at or below 1/(10 N)."""
+    return float(10.0 ** math.floor(math.log10(1 / (10 * units))))
 
 
 def _default_reserve(steps: int, local_steps: Any) -> int:

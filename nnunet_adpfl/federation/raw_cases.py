@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_adpfl import json_files
+from nnunet_adpfl.cohort import names_a_file
 from nnunet_adpfl.errors import InputError
 
 CaseFiles = dict[str, Any]  # {"images": [one path per channel], "label": path}, as nnU-Net has it
@@ -58,7 +59,7 @@ def state(entry: CaseFiles) -> list[list[int]]:
 
 def _dataset_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_files.load(path)
     except OSError:
         raise InputError(f"{path} is missing: convert the data set first (`adpfl convert`)") from None
     except ValueError as error:
@@ -68,8 +69,10 @@ def _dataset_json(path: Path) -> dict[str, Any]:
     if "channel_names" not in content and "modality" in content:
         content["channel_names"] = content["modality"]
     for key, kind in _REQUIRED.items():
-        if not isinstance(content.get(key), kind):
+        if not isinstance(content.get(key), kind) or (kind is dict and not content[key]):
             raise InputError(f"{path} has no {key!r} as nnU-Net needs it: add it, or convert the data set again")
+    if not re.fullmatch(r"(\.[A-Za-z0-9]+)+", content["file_ending"]):
+        raise InputError(f"{path}: file_ending {content['file_ending']!r} is no ending like .nii.gz or .png: correct it")
     return content
 
 
@@ -93,9 +96,12 @@ def _listed(raw: Path, listed: Any) -> dict[str, CaseFiles]:
         return os.path.abspath(raw / os.path.expandvars(path))
 
     try:
-        return {
+        files = {
             case: {"images": [absolute(image) for image in listed[case]["images"]], "label": absolute(listed[case]["label"])}
             for case in sorted(listed)
         }
-    except (KeyError, TypeError) as error:
+        if all(names_a_file(case) and entry["images"] for case, entry in files.items()):
+            return files
+        raise ValueError("a case has no image, or a name that cannot name a file")
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{raw / 'dataset.json'}: its list 'dataset' is not what nnU-Net needs ({error!r})") from None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nnunet_adpfl.errors import AdpflError, PrivacyRefusedError
-from nnunet_adpfl.federation import aggregation
+from nnunet_adpfl.federation import aggregation, stored_update
 from nnunet_adpfl.federation.aggregation import Average
 from nnunet_adpfl.federation.engines.interface import RoundEngine
 from nnunet_adpfl.federation.messages import RoundTask, SiteFailure, SiteUpdate, Weights
@@ -110,10 +110,11 @@ class FederatedRun:
         failures: list[SiteFailure] = []
         for attempt in range(ATTEMPTS_PER_ROUND):
             average = Average(self._shares, self._trained_part(self._global))
-            answers = self._engine.collect({site: self._task(site) for site in self._shares})
+            tasks = {site: self._task(site) for site in self._shares}
+            digest = stored_update.task_digest(tasks[min(tasks)])  # the same for all sites
             failures = []
-            for answer in answers:
-                if failure := self._take(answer, average):
+            for answer in self._engine.collect(tasks):
+                if failure := self._take(answer, average, digest):
                     note(f"round {self.state.round}, site {failure.site}: {failure.reason}")
                     if failure.refused:
                         raise PrivacyRefusedError(failure.reason)
@@ -130,12 +131,14 @@ class FederatedRun:
             "the last full round is kept: mend the site and go on with --continue"
         )
 
-    def _take(self, answer: SiteUpdate | SiteFailure, average: Average) -> SiteFailure | None:
+    def _take(self, answer: SiteUpdate | SiteFailure, average: Average, digest: str) -> SiteFailure | None:
         if isinstance(answer, SiteFailure):
             return answer
         try:
             if answer.run != self.state.run or answer.round != self.state.round:
                 raise AdpflError(f"the update is of round {answer.round} of run {answer.run}, not of this round")
+            if answer.task_digest != digest:
+                raise AdpflError("the update answers another task for this round: other weights, clip norm, steps or privacy plan")
             average.add(answer)
         except AdpflError as error:
             return SiteFailure(answer.site, str(error))

@@ -81,7 +81,7 @@ def save_splits(preprocessed: Path, splits: Sequence[Split], *, made_here: bool)
 
 def _is_own(folder: Path) -> bool:
     own = folder / _OWN
-    return own.is_file() and own.read_text(encoding="utf-8") == _digest(folder)
+    return own.is_file() and own.read_bytes() == _digest(folder).encode()
 
 
 def _digest(folder: Path) -> str:

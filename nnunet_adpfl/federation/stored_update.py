@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -18,18 +19,17 @@ from nnunet_adpfl.federation.messages import RoundTask, SiteUpdate, Weights, wei
 
 FILE_NAME = "update.safetensors"
 _MOST_HEADER_BYTES = 2**20 + 512  # names, shapes and offsets of a thousand tensors take a tenth of this
-_TEXT, _WHOLE, _NUMBER = ("site", "run", "ledger_head"), ("round", "attempt", "steps"), ("count_noise_std", "expected_units")
+_TEXT, _WHOLE, _NUMBER = ("site", "run", "ledger_head", "task_digest"), ("round", "attempt", "steps"), ("count_noise_std", "expected_units")
 
 
 def save(update: SiteUpdate, task: RoundTask, folder: Path) -> None:
     """Write the update under the identity of its round: run, round and hash of the received weights."""
-    fields_of = {key: value for key, value in asdict(update).items() if key != "weights"}
-    fields_of["weights_hash"] = weights_hash(update.weights)  # the format itself has no checksum
-    metadata = {"task": json.dumps(_identity(task)), "update": json.dumps(fields_of)}
+    content = {key: value for key, value in asdict(update).items() if key != "weights"}
+    metadata = {"task": json.dumps(_identity(task)), "update": json.dumps(content), "digest": _digest(content, update.weights)}
     atomic_files.write_bytes(folder / FILE_NAME, safetensors.numpy.save(update.weights, metadata), private=True)
 
 
-def load(task: RoundTask, folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> SiteUpdate | None:
+def load(task: RoundTask, site: str, folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> SiteUpdate | None:
     """The stored update of exactly this task; None when there is none, or when it cannot be trusted to the last bit.
 
     Args:
@@ -47,20 +47,33 @@ def load(task: RoundTask, folder: Path, wanted: Mapping[str, tuple[int, ...]]) -
             if set(file.keys()) != set(wanted) or any(_differs(file.get_slice(name), wanted[name]) for name in wanted):
                 return None
             weights = {name: file.get_tensor(name) for name in wanted}
-        update = _parsed(json_files.parse(metadata["update"]), weights)
+        update = _parsed(json_files.parse(metadata["update"]), weights, metadata["digest"])
     except (SafetensorError, ValueError, KeyError, TypeError, OSError):
         return None  # a new attempt pays again; a damaged file is never sent
-    return update if (update.run, update.round, update.steps) == (task.run, task.round, task.steps) else None
+    found, asked = (update.site, update.run, update.round, update.steps), (site, task.run, task.round, task.steps)
+    return update if found == asked else None
+
+
+def task_digest(task: RoundTask) -> str:
+    """Tells tasks apart that differ in anything an update depends on; equal for all sites of a round."""
+    return hashlib.sha256(json.dumps(_identity(task), sort_keys=True).encode()).hexdigest()
 
 
 def _differs(found: Any, shape: tuple[int, ...]) -> bool:
     return found.get_dtype() != "F32" or tuple(found.get_shape()) != tuple(shape)
 
 
-def _parsed(content: dict[str, Any], weights: Weights) -> SiteUpdate:
+def _digest(content: dict[str, Any], weights: Weights) -> str:
+    """Checksum of fields and weights, which the file format itself has not."""
+    return hashlib.sha256(f"{json.dumps(content, sort_keys=True)}|{weights_hash(weights)}".encode()).hexdigest()
+
+
+def _parsed(content: dict[str, Any], weights: Weights, digest: str) -> SiteUpdate:
     """ValueError, KeyError or TypeError unless the fields are those of an update, of their types, with these weights."""
-    if content.pop("weights_hash") != weights_hash(weights) or not all(np.isfinite(value).all() for value in weights.values()):
-        raise ValueError("the weights are not those that were stored")
+    if not isinstance(content, dict) or not all(np.isfinite(value).all() for value in weights.values()):
+        raise ValueError("it is no update")
+    if digest != _digest(content, weights):
+        raise ValueError("it is not the update that was stored")
     if set(content) != {entry.name for entry in fields(SiteUpdate)} - {"weights"}:
         raise ValueError("the fields are not those of an update")
     right = (

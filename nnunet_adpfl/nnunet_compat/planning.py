@@ -6,7 +6,9 @@ import contextlib
 import inspect
 import io
 import json
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ import torch
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
 from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases, verify_labels
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import (
     determine_reader_writer_from_dataset_json,
     recursive_find_reader_writer_by_name,
 )
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -29,7 +34,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_adpfl.errors import InputError
 
 FOREGROUND_SAMPLES = int(10e7)  # nnU-Net's number for a whole data set
-CASE_ERRORS = (RuntimeError, ValueError, AssertionError, OSError, EOFError)  # what a damaged file makes nnU-Net raise
+CASE_ERRORS = (  # what a damaged file makes nnU-Net, and the libraries that it reads with, raise
+    RuntimeError, ValueError, AssertionError, OSError, EOFError, SyntaxError, LookupError, TypeError, ArithmeticError,
+    MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+CT = CTNormalization.__name__  # the only one that looks at the fingerprint's intensities
 CaseFiles = dict[str, Any]  # {"images": [...], "label": ...}
 
 
@@ -40,6 +49,36 @@ def reader_name(dataset_json: Mapping[str, Any], example_image: str) -> str:
             return str(determine_reader_writer_from_dataset_json(dict(dataset_json), example_image).__name__)
     except RuntimeError:
         raise InputError(f"{example_image} cannot be read by any reader of nnU-Net; check the file and file_ending") from None
+
+
+def declared_reader_name(dataset_json: Mapping[str, Any]) -> str:
+    """Name of the reader that dataset.json or its file ending names; `reader_name` asks a patient's file as well.
+
+    Raises InputError where there is none.
+    """
+    try:
+        return str(determine_reader_writer_from_dataset_json(dict(dataset_json), None, verbose=False).__name__)
+    except RuntimeError:
+        ending = dataset_json["file_ending"]
+        raise InputError(f"dataset.json: no reader of nnU-Net knows file_ending {ending!r}; convert the images") from None
+
+
+def made_up_spacing(reader: str) -> tuple[float, ...] | None:
+    """The spacing that a reader of photographs gives to every image; None where images have one of their own."""
+    return (999.0, 1.0, 1.0) if reader == NaturalImage2DIO.__name__ else None
+
+
+def normalisations(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Name of nnU-Net's normalisation of each channel."""
+    return [str(get_normalization_scheme(name).__name__) for name in dataset_json["channel_names"].values()]
+
+
+def can_use_mask(normalisation: str) -> bool:
+    """Whether a normalisation can be told to look at the inside of the cropped image only."""
+    found = recursive_find_python_class(
+        str(Path(nnunetv2.__path__[0]) / "preprocessing" / "normalization"), normalisation, "nnunetv2.preprocessing.normalization"
+    )
+    return bool(found.leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true)
 
 
 class OpenCase:
@@ -86,9 +125,18 @@ def foreground_share(files: CaseFiles, reader: str) -> float:
 
 
 def run_planner(
-    planner_name: str, dataset: str, fingerprint: Mapping[str, Any], files: Mapping[str, CaseFiles], *, plans_name: str | None = None
+    planner_name: str,
+    dataset: str,
+    fingerprint: Mapping[str, Any],
+    files: Mapping[str, CaseFiles],
+    *,
+    plans_name: str | None = None,
+    declared_cases: int | None = None,
 ) -> dict[str, Any]:
     """Plans that any stock planner class makes from a fingerprint. Nothing is read from or written to nnUNet_preprocessed.
+
+    Args:
+        declared_cases: public number that the planner shall take for numTraining; with it, it opens no patient's file.
 
     Raises InputError for an unknown planner, or one that cannot plan for this data set.
     """
@@ -97,9 +145,14 @@ def run_planner(
     kept = type(planner_class.__name__, (planner_class,), {"save_plans": _keep_plans})
     with _planner_surroundings(dataset, fingerprint, files), _quiet():
         planner = kept(dataset) if plans_name is None else kept(dataset, plans_name=plans_name)
+        if declared_cases is not None:
+            reader = recursive_find_reader_writer_by_name(declared_reader_name(planner.dataset_json))
+            planner.dataset_json = {**planner.dataset_json, "numTraining": declared_cases}
+            planner.determine_reader_writer = lambda: reader
         try:
-            planner.plan_experiment()
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            with torch.device("meta"):  # networks are built to count their features, dozens of times: without memory
+                planner.plan_experiment()
+        except CASE_ERRORS as error:
             raise InputError(f"--planner {planner_name} cannot plan for {dataset} ({_first_line(error)})") from None
     return dict(planner.plans)
 

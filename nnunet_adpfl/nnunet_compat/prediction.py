@@ -23,6 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from torch import nn
 
+from nnunet_adpfl import tensor_files
 from nnunet_adpfl.errors import AdpflError, InputError
 from nnunet_adpfl.nnunet_compat.training import configuration_of
 
@@ -50,17 +51,19 @@ def load_model(checkpoint: Path) -> TrainedModel:
 
     Raises InputError when it is missing, damaged or holds more than plain tensors, numbers and text.
     """
+    if not checkpoint.is_file():
+        raise InputError(f"{checkpoint} is missing: finish the run with `adpfl train ... --continue`")
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content = tensor_files.load(checkpoint, numpy_scalars=True)
         init = content["init_args"]
         axes = content.get("inference_allowed_mirroring_axes")
+        if not all(isinstance(part, dict) for part in (init["plans"], init["dataset_json"], content["network_weights"])):
+            raise TypeError("plans, dataset_json and network_weights must be dictionaries")
         return TrainedModel(
             init["plans"], init["dataset_json"], init["configuration"], content["network_weights"],
             None if axes is None else tuple(axes),
         )  # fmt: skip
-    except FileNotFoundError:
-        raise InputError(f"{checkpoint} is missing: finish the run with `adpfl train ... --continue`") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise InputError(f"{checkpoint} is not an nnU-Net checkpoint of plain tensors ({reason})") from None
 
@@ -164,6 +167,20 @@ def raw_images(raw: Path) -> dict[str, list[Path]]:
 
 
 def _network(model: TrainedModel, plans: PlansManager, settings: Any) -> nn.Module:
+    try:
+        network = _empty_network(model, plans, settings)
+    except Exception as error:  # as many kinds as a plan can have mistakes
+        raise InputError(f"the network of the checkpoint's plan cannot be built ({error!r:.120}); restore the checkpoint") from None
+    try:
+        network.load_state_dict(dict(model.weights))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the weights do not fit the network of the plan ({str(error).splitlines()[-1].strip()})"
+        ) from None
+    return network
+
+
+def _empty_network(model: TrainedModel, plans: PlansManager, settings: Any) -> nn.Module:
     labels = plans.get_label_manager(dict(model.dataset_json))
     network: nn.Module = get_network_from_plans(
         settings.network_arch_class_name,
@@ -174,10 +191,4 @@ def _network(model: TrainedModel, plans: PlansManager, settings: Any) -> nn.Modu
         allow_init=False,
         deep_supervision=False,
     )
-    try:
-        network.load_state_dict(dict(model.weights))
-    except RuntimeError as error:
-        raise InputError(
-            f"the weights do not fit the network of the plan ({str(error).splitlines()[-1].strip()})"
-        ) from None
     return network

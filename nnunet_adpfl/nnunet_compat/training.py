@@ -59,34 +59,44 @@ def check_supported(plans: dict[str, Any], configuration: str) -> None:
 
     Raises InputError for cascades, for batch_dice and for networks with batch normalisation.
     """
-    settings = configuration_of(PlansManager(plans), configuration)
-    if settings.previous_stage_name is not None:
+    try:
+        settings = configuration_of(PlansManager(plans), configuration)
+        norm = str(settings.network_arch_init_kwargs.get("norm_op"))
+        cascade, _, name = settings.previous_stage_name, settings.batch_dice, plans["plans_name"]
+    except InputError:
+        raise
+    except Exception as error:  # a plan that was edited makes nnU-Net raise whatever its values suggest
+        raise InputError(f"configuration {configuration} of the plans is not what nnU-Net needs ({error!r:.120}): plan again") from None
+    if cascade is not None:
         raise InputError(
             f"configuration {configuration} is a cascade, which has no privacy guarantee here: use 3d_fullres"
         )
     if settings.batch_dice:
         raise InputError(
-            f"plans {plans['plans_name']}: batch_dice is true in {configuration}, which mixes patients in one loss; make "
+            f"plans {name}: batch_dice is true in {configuration}, which mixes patients in one loss; make "
             "the plans with `adpfl plan`"
         )
-    norm = str(settings.network_arch_init_kwargs.get("norm_op"))
     if "BatchNorm" in norm:
-        raise InputError(f"plans {plans['plans_name']}: {norm} mixes patients; use a network with InstanceNorm")
+        raise InputError(f"plans {name}: {norm} mixes patients; use a network with InstanceNorm")
 
 
 def build_network(trainer: nnUNetTrainer, seed: int) -> nn.Module:
     """The network of the plan with random weights that depend on the seed alone, on the trainer's device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = trainer.build_network_architecture(
-            trainer.plans_manager,
-            trainer.configuration_manager,
-            determine_num_input_channels(
-                trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json
-            ),
-            trainer.label_manager.num_segmentation_heads,
-            trainer.enable_deep_supervision,
-        )
+        try:
+            network = trainer.build_network_architecture(
+                trainer.plans_manager,
+                trainer.configuration_manager,
+                determine_num_input_channels(
+                    trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json
+                ),
+                trainer.label_manager.num_segmentation_heads,
+                trainer.enable_deep_supervision,
+            )
+        except Exception as error:  # as many kinds as a plan can have mistakes
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{trainer.configuration_name}: the network of the plan cannot be built ({reason:.120}); plan again") from None
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         raise InputError("the network has batch normalisation, which mixes patients; use one with InstanceNorm")
     if any(_drops_at_random(module) for module in network.modules()):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class NormClip:
@@ -90,3 +92,14 @@ def updated_clip_norm(
     rate = min(1.0, max_log_step_noise * expected_units / count_noise_std)
     moved = clip_norm * math.exp(-rate * (below - quantile))
     return min(max(moved, limits[0]), limits[1])
+
+
+def bounded_sum(vectors: np.ndarray) -> np.ndarray:
+    """Sum of one vector per unit, shape (units, coordinates), each scaled down to L2 norm 1 where it is longer.
+
+    A vector that is not finite is left out, not multiplied by zero (rule 5).
+    """
+    kept = vectors[np.isfinite(vectors).all(axis=1)]
+    with np.errstate(over="ignore"):  # a norm beyond all numbers leaves nothing of its vector
+        norms = np.linalg.norm(kept, axis=1, keepdims=True)
+    return np.asarray((kept / np.maximum(norms, 1.0)).sum(axis=0))

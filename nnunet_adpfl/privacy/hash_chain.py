@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, json_files
 from nnunet_adpfl.errors import PrivacyRefusedError
 
 GENESIS = "0" * 64
@@ -91,7 +91,7 @@ def digest(text: str) -> str:
 
 def _parse(raw: str) -> Line | None:
     try:
-        value = json.loads(raw)
+        value = json_files.parse(raw)
     except ValueError:
         return None
     return value if isinstance(value, dict) and "hash" in value else None

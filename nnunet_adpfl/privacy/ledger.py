@@ -88,6 +88,10 @@ class Ledger:
             pending = odometer.check(run, site, ledger.content) or pending
         if ledger.content.torn is not None:
             announced = announced_event(ledger.content.torn, first)
+            if pending is not None and pending["event"] in accounting.SPENDING_EVENTS:
+                # The odometer was written first and whole; what is torn may have been edited to announce less.
+                rate = pending.get("sampling_rate", 1.0)
+                announced = accounting.poisson_gaussian(rate, pending["noise_multiplier"], pending["steps"])
             recovered = {**announced, "event": "recovered", "torn": hash_chain.digest(ledger.content.torn)}
             ledger.append(recovered, round_index=0, attempt=0)
         elif pending is not None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_adpfl import atomic_files
 from nnunet_adpfl.errors import PrivacyRefusedError
 from nnunet_adpfl.privacy import hash_chain
 from nnunet_adpfl.privacy.hash_chain import Line
@@ -50,7 +51,7 @@ class Odometer:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_files.make_private_folder(self.path.parent)
         descriptor = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -64,7 +65,10 @@ class Odometer:
             return None
         for entry in reversed(hash_chain.read(self.path).lines):
             if entry.get("run") == run and entry.get("site") == site:
-                return dict(entry["line"])
+                line = entry.get("line")
+                if not isinstance(line, dict) or not {"event", "hash", "previous"} <= set(line):
+                    raise PrivacyRefusedError(f"{self.path}: an entry of run {run} holds no ledger line; restore the file")
+                return line
         return None
 
     def check(self, run: str, site: str, ledger: hash_chain.ChainContent) -> Line | None:

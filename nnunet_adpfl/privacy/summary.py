@@ -81,11 +81,15 @@ def _check_against_checkpoint(run: Path) -> None:
     path = next((run / name for name in _CHECKPOINTS if (run / name).is_file()), None)
     content = tensor_files.load(path) if path else {}
     state = (content.get("adpfl") if isinstance(content, dict) else None) or {}
-    for site, head in state.get("ledger_heads", {}).items():
+    heads = state.get("ledger_heads", {}) if isinstance(state, dict) else None
+    named = isinstance(heads, dict) and all(isinstance(site, str) for site in heads)
+    if not named or (heads and not {"run", "plan_hash"} <= set(state)):
+        raise PrivacyRefusedError(f"{path}: what it says about its ledgers is damaged; restore it")
+    for site, head in (heads or {}).items():
         folder = run if site == ALL_SITES else run / "sites" / site
         content = hash_chain.read(folder / ledger.FILE_NAME)
         first = ledger.first_line(folder / ledger.FILE_NAME, content)
-        if (first["run"], first["plan_hash"]) != (state["run"], state["plan_hash"]):
+        if (first["run"], first.get("plan_hash")) != (state["run"], state["plan_hash"]):
             raise PrivacyRefusedError(f"{folder / ledger.FILE_NAME} belongs to another run than {path}; restore it")
         if all(line["hash"] != head for line in content.lines):
             raise PrivacyRefusedError(

@@ -7,7 +7,6 @@ private run needs to go on: step, clip norm, weights before averaging, head of e
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, tensor_files
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 
 FINAL = "checkpoint_final.pth"
@@ -53,28 +52,34 @@ def plain_copy(value: torch.Tensor) -> torch.Tensor:
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def save(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write atomically: on a full disk the previous checkpoint stays readable."""
+def save(checkpoint: Mapping[str, Any], path: Path, *, private: bool = False) -> None:
+    """Write atomically: on a full disk the previous checkpoint stays readable.
+
+    Args:
+        private: only the owner may read it: it holds more than what a release may (weights before averaging).
+    """
     buffer = io.BytesIO()  # torch writing to a full disk raises its own error, without the reason in it
     torch.save(dict(checkpoint), buffer)
-    atomic_files.write_bytes(path, buffer.getbuffer())
+    atomic_files.write_bytes(path, buffer.getbuffer(), private=private)
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint without executing anything in it, onto the CPU.
+def load(path: Path, *, like: nn.Module | None = None) -> Checkpoint:
+    """Read a checkpoint without executing anything in it, onto the CPU. Those of stock nnU-Net can be read too.
 
-    Raises InputError when it is missing or damaged.
+    Args:
+        like: the network it is meant for; a file far larger than that network needs is refused unread.
+
+    Raises InputError when it is missing, too large, damaged, or holds anything else than plain values.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read as a checkpoint of plain tensors ({reason})") from None
-    if not isinstance(content, dict) or "network_weights" not in content:
+    content = tensor_files.load(path, most_bytes=None if like is None else _most_bytes(like), numpy_scalars=True)
+    if not isinstance(content, dict) or not isinstance(content.get("network_weights"), dict):
         raise InputError(f"{path} is not an nnU-Net checkpoint: it has no network_weights")
     return content
+
+
+def _most_bytes(network: nn.Module) -> int:
+    """Weights in double precision, weights before averaging, Adam's two moments, and room for plans and logs."""
+    return 8 * sum(parameter.numel() * parameter.element_size() for parameter in network.parameters()) + 64 * 2**20
 
 
 def private_state(checkpoint: Checkpoint, path: Path, plan_hash: str) -> dict[str, Any]:
@@ -107,11 +112,22 @@ def load_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], origin
     Of a tensor with several names the first one counts; the others may be left out.
     """
     names = first_names(network)
-    odd = sorted((set(weights) - set(names)) | (set(names.values()) - set(weights)))
+    odd = sorted(map(str, (set(weights) - set(names)) | (set(names.values()) - set(weights))))
     if odd:
         raise InputError(f"{origin}: its tensors do not fit the network of the plan (first difference: {odd[0]})")
     check_tensors(weights, network.state_dict(), origin)
     network.load_state_dict({name: weights[first] for name, first in names.items()})
+
+
+def is_plain(value: object) -> bool:
+    """An ordinary tensor whose numbers are all there: one stretched over a few bytes would fill the memory."""
+    return (
+        type(value) in (torch.Tensor, nn.Parameter)
+        and isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type != "meta"
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], origin: str) -> None:
@@ -120,7 +136,7 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torc
         if name not in wanted:
             raise InputError(f"{origin}: tensor {name} is not part of the network of the plan")
         like = wanted[name]
-        if not isinstance(value, torch.Tensor) or value.shape != like.shape or value.dtype != like.dtype:
+        if not is_plain(value) or value.shape != like.shape or value.dtype != like.dtype:
             raise InputError(f"{origin}: tensor {name} has not the shape and type of the network of the plan")
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{origin}: tensor {name} holds values that are not finite")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy.plan import Optimizer
 
 POLY_EXPONENT = 0.9  # nnU-Net's
@@ -31,6 +34,27 @@ def make_optimizer(settings: Optimizer, trained: dict[str, nn.Parameter]) -> tor
         nesterov=settings.momentum > 0,
         weight_decay=settings.weight_decay,
     )
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any, origin: str) -> None:
+    """Moments of an earlier round; what is declared (momentum, weight decay) stays as the privacy plan has it.
+
+    Raises InputError unless they belong to these parameters and are finite.
+    """
+    declared = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+        fits = all(
+            not isinstance(value, torch.Tensor) or (value.shape in ((), parameter.shape) and bool(torch.isfinite(value).all()))
+            for parameter, moments in optimizer.state.items()
+            for value in moments.values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError):
+        fits = False
+    if not fits:
+        raise InputError(f"{origin}: its optimizer state does not fit the network of the plan; restore the file")
+    for group, settings in zip(optimizer.param_groups, declared, strict=True):
+        group.update(settings)
 
 
 def keep_largest_(gradient: dict[str, torch.Tensor], fraction: float) -> None:

@@ -88,7 +88,7 @@ def _load_declared_weights(network: nn.Module, declared: InitialWeights) -> None
             f"privacy plan: {path} has sha256 {found[:12]}..., not the declared {str(declared.sha256)[:12]}...; initial "
             "weights must be the declared public ones"
         )
-    content = checkpoints.load(path)
+    content = checkpoints.load(path, like=network)
     if "adpfl" in content:
         raise PrivacyRefusedError(
             f"privacy plan: {path} is the checkpoint of a private run, whose spending is not composed with this one's; "

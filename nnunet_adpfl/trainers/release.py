@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, json_files
+from nnunet_adpfl.cohort import names_a_folder
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy import hash_chain, ledger, summary
 from nnunet_adpfl.privacy import plan as privacy_plans
@@ -32,6 +33,10 @@ _DATASET_KEYS = (
 )  # fmt: skip
 _LEDGER_SECRETS = ("units_digest", "plan_hash", "previous", "hash", "torn")
 _PLAN_SECRETS = ("cohort_digest",)
+CHECKPOINT_KEYS = frozenset({
+    "network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema", "current_epoch", "init_args",
+    "trainer_name", "inference_allowed_mirroring_axes",
+})  # fmt: skip
 
 
 def export_run(run: Path, out: Path) -> dict[str, Any]:
@@ -51,10 +56,11 @@ def export_run(run: Path, out: Path) -> dict[str, Any]:
     try:
         _write_model(run, manifest, statement, temporary)
         archive = temporary / f"{manifest.dataset}.zip"
+        make_readable(temporary)
         _zip(temporary / manifest.dataset, archive)
+        archive.chmod(0o644)
         if out.exists():
             out.rmdir()
-        temporary.chmod(0o755)
         temporary.rename(out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -68,10 +74,20 @@ def export_run(run: Path, out: Path) -> dict[str, Any]:
     }
 
 
+def make_readable(folder: Path) -> None:
+    """For everybody, whatever the umask of a site that keeps its own files to itself."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def _write_model(run: Path, manifest: RunManifest, statement: dict[str, Any], out: Path) -> None:
     model = out / manifest.dataset / f"{RELEASE_TRAINER}__{manifest.plans}__{manifest.configuration}"
-    plans = _without_unused_intensities(json.loads((run.parent / "plans.json").read_text(encoding="utf-8")))
-    dataset = json.loads((run.parent / "dataset.json").read_text(encoding="utf-8"))
+    plans = _object(run.parent / "plans.json")
+    try:
+        plans = _without_unused_intensities(plans)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{run.parent / 'plans.json'} is not a plan of nnU-Net ({error!r:.80}); restore it") from None
+    dataset = _object(run.parent / "dataset.json")
     dataset_json = {key: dataset[key] for key in _DATASET_KEYS if key in dataset}
     atomic_files.write_json(model / "plans.json", plans)
     atomic_files.write_json(model / "dataset.json", dataset_json)
@@ -85,6 +101,16 @@ def _write_model(run: Path, manifest: RunManifest, statement: dict[str, Any], ou
     for path in summary.ledger_files(run):
         _release_ledger(path, model, released_plan)
     _release_checkpoint(run, manifest, plans, dataset_json, model)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json_files.load(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); restore it from nnUNet_preprocessed") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object; restore it from nnUNet_preprocessed")
+    return content
 
 
 def _without_unused_intensities(plans: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +127,10 @@ def _without_unused_intensities(plans: dict[str, Any]) -> dict[str, Any]:
 def _release_ledger(path: Path, model: Path, plan_hash: str) -> None:
     """The same events in a new chain, without digests that commit to the list of patients."""
     content = hash_chain.read(path)
-    target = model / "privacy" / f"{content.lines[0]['site']}.{ledger.FILE_NAME}"
+    site = str(ledger.first_line(path, content).get("site"))
+    if not names_a_folder(site):
+        raise InputError(f"{path}: site {site!r} cannot name a file of the release; restore the ledger")
+    target = model / "privacy" / f"{site}.{ledger.FILE_NAME}"
     events = [line for line in content.lines if line["event"] in ("start", "non_private")]
     events += ledger.spending_events(content, path)
     head = hash_chain.GENESIS

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, json_files
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.privacy import ledger
 from nnunet_adpfl.privacy import plan as privacy_plans
@@ -116,7 +116,7 @@ class RunFolder:
                 {name: checkpoints.plain_copy(average[first]) for name, first in names.items() if first in average}
             )
         path = self.path / (checkpoints.FINAL if state.finished else checkpoints.LATEST)
-        checkpoints.save(content, path)
+        checkpoints.save(content, path, private=not state.finished)
         if state.finished:
             (self.path / checkpoints.LATEST).unlink(missing_ok=True)
         return path
@@ -129,12 +129,13 @@ class RunFolder:
         path = self.path / ROUNDS_FILE_NAME
         if not path.is_file():
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _round_of(line) < finished_rounds]
+        text = path.read_bytes().decode("utf-8", errors="replace")  # a torn line may end in half a character
+        kept = [line for line in text.split("\n") if _round_of(line) < finished_rounds]
         atomic_files.write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _round_of(line: str) -> float:
     try:
-        return int(json.loads(line)["round"])
-    except (ValueError, KeyError, TypeError):
+        return int(json_files.parse(line)["round"])
+    except (ValueError, KeyError, TypeError):  # also of an empty line
         return float("inf")  # torn by a crash: its round is taken again

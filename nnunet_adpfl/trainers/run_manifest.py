@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import secrets
@@ -13,13 +12,15 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from nnunet_adpfl import atomic_files
+from nnunet_adpfl import atomic_files, json_files
+from nnunet_adpfl.cohort import names_a_file
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.privacy import ledger
 from nnunet_adpfl.privacy import plan as privacy_plan
 
 FILE_NAME = "run.json"
 LOCK_FILE_NAME = ".lock"
+_NAMES = ("dataset", "trainer", "plans", "configuration", "fold")
 _PACKAGES = ("nnunet-adpfl", "nnunetv2", "torch", "dp-accounting", "opacus", "numpy")
 
 
@@ -57,11 +58,20 @@ def load(folder: Path) -> RunManifest:
     """InputError when the folder is not a run of this plugin."""
     path = folder / FILE_NAME
     try:
-        return RunManifest(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        manifest = RunManifest(**json_files.load(path))
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is not a run folder of nnunet_adpfl: it holds no {FILE_NAME}") from None
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error})") from None
+        raise InputError(f"{path} is damaged ({error}); restore it") from None
+    for name in _NAMES:  # a release is written to folders of these names
+        value = getattr(manifest, name)
+        if not isinstance(value, str) or not names_a_file(value):
+            raise InputError(f"{path} is damaged: {name} is {value!r:.80}, which names nothing; restore it")
+    others = {"kind": str, "run": str, "plan_hash": str, "seed": int, "device": str, "versions": dict, "settings": dict}
+    wrong = next((name for name, kind in others.items() if not isinstance(getattr(manifest, name), kind)), None)
+    if wrong:
+        raise InputError(f"{path} is damaged: {wrong} is not of its type; restore it")
+    return manifest
 
 
 def check_same_kind(folder: Path, kind: str, plan_hash: str) -> RunManifest:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -51,4 +52,26 @@ class RunState:
         """InputError when fields are missing or unknown."""
         if set(content) != {entry.name for entry in fields(cls)}:
             raise InputError(f"{origin}: its adpfl part was written by another version; continue with that version")
-        return cls(**content)
+        state = cls(**content)
+        odd = next((name for name, fits in _FIELDS.items() if not fits(content[name])), None)
+        if odd:
+            raise InputError(f"{origin}: {odd} in its adpfl part is not what it has to be; restore the checkpoint")
+        return state
+
+
+def _is_step(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {  # field -> whether a value from a file can be right
+    "run": lambda value: isinstance(value, str),
+    "plan_hash": lambda value: isinstance(value, str),
+    "initial_digest": lambda value: isinstance(value, str),
+    "clip_norm": lambda value: type(value) is float and 0 < value < math.inf,
+    "round": _is_step,
+    "steps_done": _is_step,
+    "ledger_heads": lambda value: isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair),
+    "raw_weights": lambda value: value is None or isinstance(value, dict),
+    "control": lambda value: value is None or isinstance(value, dict),
+    "finished": lambda value: isinstance(value, bool),
+}

@@ -13,7 +13,7 @@ from nnunet_adpfl.privacy import accounting, hash_chain
 from nnunet_adpfl.privacy import ledger as ledgers
 from nnunet_adpfl.privacy import odometer as odometers
 from nnunet_adpfl.privacy.ledger import Ledger
-from nnunet_adpfl.privacy.mechanism import Mechanism, fingerprint_events
+from nnunet_adpfl.privacy.mechanism import Mechanism, Permit, fingerprint_events
 from nnunet_adpfl.privacy.odometer import Odometer
 from nnunet_adpfl.privacy.plan import FingerprintRelease, PrivacyPlan
 from nnunet_adpfl.trainers.private_training import BlockOutcome
@@ -66,26 +66,37 @@ def open_ledger(
 
 def pay_for_fingerprint(
     preprocessed: Path, site: str, units: Sequence[str], *, release: FingerprintRelease, unit: str, delta: float
-) -> None:
-    """Write the event of a site's noisy fingerprint, durable before the histograms leave the site.
+) -> Permit:
+    """Write the event of a site's noisy fingerprint; durable before the permit to add the noise is handed out.
 
     It has a ledger of its own, ``sites/SITE/fingerprints/RELEASE.jsonl``, and its lines in the site's odometer.
-    Paid for before under the same name: nothing happens, because the stored histograms are the same.
+
+    Raises PrivacyRefusedError for a release that was paid for before: its noise was drawn then, and is never drawn again.
     """
-    path = preprocessed / "sites" / site / "fingerprints" / f"{release.release}.jsonl"
+    z, digest = release.noise_multiplier, ledgers.units_digest(units)
+    first = {
+        "composition": "declared", "unit": unit, "adjacency": "zero_out", "delta": delta, "target_epsilon": None,
+        "plan_hash": None, "units_digest": digest, "declared_steps": 0, "noise_source": "secure", "noise_terms": 4,
+        "largest_block": accounting.poisson_gaussian(1.0, z, 1),
+    }  # fmt: skip
+    path = _fingerprint_ledger(preprocessed, site, release)
+    ledger = Ledger.start(path, release.release, site, [odometer_of(preprocessed, site)], first)
+    ledger.append({**accounting.gaussian(z), "release": release.release}, round_index=0, attempt=0)
+    return Permit({0: z})
+
+
+def check_fingerprint_paid(preprocessed: Path, site: str, units: Sequence[str], release: FingerprintRelease) -> None:
+    """Refuse noisy histograms whose event is not in the site's ledger and odometer (PrivacyRefusedError)."""
+    path = _fingerprint_ledger(preprocessed, site, release)
     digest = ledgers.units_digest(units)
-    event = {**accounting.gaussian(release.noise_multiplier), "release": release.release}
-    if _is_begun(path):
-        ledger = Ledger.resume(path, release.release, site, digest, [odometer_of(preprocessed, site)])
-    else:
-        path.unlink(missing_ok=True)
-        first = {
-            "composition": "declared", "unit": unit, "adjacency": "zero_out", "delta": delta, "target_epsilon": None,
-            "plan_hash": None, "units_digest": digest, "declared_steps": 0, "largest_block": event,
-        }  # fmt: skip
-        ledger = Ledger.start(path, release.release, site, [odometer_of(preprocessed, site)], first)
-    if not ledger.events():
-        ledger.append(event, round_index=0, attempt=0)
+    ledger = Ledger.resume(path, release.release, site, digest, [odometer_of(preprocessed, site)])
+    paid = [event["noise_multiplier"] for event in ledger.events() if event.get("release") == release.release]
+    if paid != [release.noise_multiplier]:
+        raise PrivacyRefusedError(f"{path} has not paid for the noisy fingerprint beside it; restore the ledger")
+
+
+def _fingerprint_ledger(preprocessed: Path, site: str, release: FingerprintRelease) -> Path:
+    return preprocessed / "sites" / site / "fingerprints" / f"{release.release}.jsonl"
 
 
 def next_attempt(ledger: Ledger, round_index: int) -> int:
@@ -135,10 +146,20 @@ def _first_line(plan: PrivacyPlan, digest: str, mechanism: Mechanism, declared_s
 
 
 def _note_fingerprint(ledger: Ledger, plan: PrivacyPlan) -> None:
-    """The noisy fingerprint was paid for when the plan was made; a run's epsilon holds for both together (rule 13)."""
+    """The noisy fingerprint was paid for when the plan was made; a run's epsilon holds for both together (rule 13).
+
+    Raises PrivacyRefusedError where a site's odometer does not know it with this noise: the privacy plan was edited.
+    """
     release = plan.fingerprint_release
     if release is None or any(line.get("release") == release.release for line in ledger.content.lines):
         return
+    for odometer in ledger.odometers:
+        paid = odometer.last_line(release.release, odometer.path.parent.name)
+        if paid is None or paid.get("noise_multiplier") != release.noise_multiplier:
+            raise PrivacyRefusedError(
+                f"{odometer.path} knows no fingerprint {release.release} of noise multiplier {release.noise_multiplier:g}, which the "
+                "privacy plan names: run `adpfl plan` again"
+            )
     for event in fingerprint_events(plan):
         ledger.append({**event, "release": release.release}, round_index=0, attempt=0)
 

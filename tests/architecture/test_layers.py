@@ -60,7 +60,7 @@ def test_no_import_goes_in_a_circle() -> None:
 
 
 def test_rule_07_privacy_knows_no_nnunet_and_no_federation() -> None:
-    allowed = {Path("errors.py"), Path("atomic_files.py")}
+    allowed = {Path(name) for name in ("errors.py", "atomic_files.py", "json_files.py", "tensor_files.py")}
     for file in files():
         if folder_of(file) != "privacy":
             continue
@@ -87,6 +87,14 @@ def test_rule_02_nobody_draws_or_adds_noise_around_the_mechanism(leaf: str) -> N
     functions = {"sampling": "poisson_draw", "noise": "add_gaussian_"}
     users = {found.file for file in files() for found in imports(file) if found.name == functions[leaf]}
     assert users == {Path("privacy") / f"{JOIN_OF_PRIVACY}.py"}
+
+
+def test_rule_15_tensors_are_read_from_files_in_one_place() -> None:
+    """And there without executing anything: one loader to look at, no fallback anywhere."""
+    loaders = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if "torch.load(" in path.read_text(encoding="utf-8")}
+    assert loaders == {"tensor_files.py"}
+    text = (PACKAGE / "tensor_files.py").read_text(encoding="utf-8")
+    assert text.count("torch.load(") == text.count("weights_only=True)") == 1
 
 
 def test_only_the_compatibility_folder_and_the_trainers_touch_nnunet() -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from source_imports import files, imports
 from workspace import PLANS, Workspace, read
 
@@ -26,6 +29,7 @@ LABELS = "nnunetv2.utilities.label_handling.label_handling"
 RUN = "nnunetv2.run.run_training"
 CHECKS = "nnunetv2.experiment_planning.verify_dataset_integrity"
 READERS = "nnunetv2.imageio.reader_writer_registry"
+NORMALISATIONS = "nnunetv2.preprocessing.normalization"
 
 SIGNATURES = {
     # the trainer that ours derives from, and what its commands call
@@ -94,6 +98,9 @@ SIGNATURES = {
         "dataset_json_content example_file allow_nonmatching_filename verbose"
     ),
     f"{READERS}:recursive_find_reader_writer_by_name": "rw_class_name",
+    "nnunetv2.imageio.natural_image_reader_writer:NaturalImage2DIO.read_images": "self image_fnames",
+    f"{NORMALISATIONS}.map_channel_name_to_normalization:get_normalization_scheme": "channel_name",
+    f"{NORMALISATIONS}.default_normalization_schemes:CTNormalization.run": "self image seg",
     "nnunetv2.preprocessing.preprocessors.default_preprocessor:DefaultPreprocessor.run_case_save": (
         "self output_filename_truncated image_files seg_file plans_manager configuration_manager dataset_json"
     ),
@@ -151,6 +158,25 @@ def test_every_name_that_the_package_imports_is_in_this_contract() -> None:
             continue  # `import nnunetv2`, for its folder
         wanted = (f"{found.module}:{found.name}", f"{found.module}.{found.name}")
         assert any(entry == name or entry.startswith(f"{name}.") for entry in listed for name in wanted), found
+
+
+def test_the_fingerprint_is_used_as_the_noisy_one_answers_it(tmp_path: Path) -> None:
+    """The questions of federation/public_bins: no statistic is read that they leave out, no spacing is made up elsewhere."""
+    source = inspect.getsource(importlib.import_module(PLANNER))
+    read_of_it = set(re.findall(r"dataset_fingerprint\[\s*'(\w+)'\]", source))
+    assert read_of_it == {
+        "spacings", "shapes_after_crop", "median_relative_size_after_cropping", "foreground_intensity_properties_per_channel",
+    }  # fmt: skip
+    assert "np.percentile(spacings, 50, 0)" in source
+    assert "np.percentile(spacings_of_that_axis, 10)" in source
+    assert "np.median(new_shapes, 0)" in source
+    assert "['median_relative_size_after_cropping'] < (3 / 4.)" in source
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "photo.png")
+    photo = find("nnunetv2.imageio.natural_image_reader_writer:NaturalImage2DIO")().read_images([str(tmp_path / "photo.png")])
+    assert (photo[0].shape, photo[1]["spacing"]) == ((3, 1, 4, 5), (999, 1, 1))
+    schemes = inspect.getsource(importlib.import_module(f"{NORMALISATIONS}.default_normalization_schemes"))
+    using = [text.split("(")[0] for text in schemes.split("\nclass ") if "self.intensityproperties[" in text]
+    assert using == ["CTNormalization"]
 
 
 def test_plans_and_labels_have_the_attributes_that_are_read(workspace: Workspace) -> None:

@@ -156,7 +156,7 @@ def _half_a_case(tiny: TinyRun) -> None:
         (_no_manifest, "holds no run.json"),
         (_torn_manifest, "damaged"),
         (_no_checkpoint, "checkpoint_final.pth is missing"),
-        (_torn_checkpoint, "not an nnU-Net checkpoint"),
+        (_torn_checkpoint, "cannot be read as a checkpoint"),
         (_changed_plans, "not the plan that these weights"),
         (_no_truth, "case_5.nii.gz is missing"),
         (_not_preprocessed, "case case_5 is not preprocessed"),

@@ -144,5 +144,5 @@ def test_updates_hold_nothing_but_what_passed_clip_and_noise() -> None:
     names = set(vars(update("a")))
     assert names == {
         "site", "run", "round", "attempt", "steps", "weights", "noisy_count", "count_noise_std", "expected_units",
-        "ledger_head",
+        "ledger_head", "task_digest",
     }  # fmt: skip

@@ -21,7 +21,7 @@ from workspace import LOCAL_STEPS, ROUNDS, Workspace, assert_equal, ledgers, ste
 
 from nnunet_adpfl import atomic_files
 from nnunet_adpfl.federation import stored_update
-from nnunet_adpfl.privacy import hash_chain, summary
+from nnunet_adpfl.privacy import accounting, hash_chain, summary
 from nnunet_adpfl.privacy.mechanism import Mechanism
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers.run_folder import RunFolder
@@ -186,20 +186,22 @@ def test_rule_11_a_run_may_die_at_every_line_it_writes(
 
 @pytest.mark.slow
 def test_rule_11_a_run_may_be_killed_at_any_moment(planned: Path, workspace: Workspace, tmp_path: Path) -> None:
-    """Real processes and SIGKILL, at random moments, up to three times a run."""
+    """Real processes and SIGKILL, at random moments, up to five times a run; every release is noted before it leaves."""
     many = {"reserve_steps": 60, "noise_multiplier": 4.0}
     expected = undisturbed_result(planned, tmp_path / "whole", **many)
     workspace.edit_plan(**many)
     generator = np.random.default_rng(20)
     kills = 0
-    for number in range(8):
+    number = -1
+    while kills < 20:
+        number += 1
         log = tmp_path / f"released_{number}"
         duration = 1.0
-        for attempt in range(4):
+        for attempt in range(6):
             began = time.monotonic()
             process = multiprocessing.get_context("fork").Process(target=train_and_count, args=(workspace, log))
             process.start()
-            process.join(generator.uniform(0, duration) if attempt < 3 else None)
+            process.join(generator.uniform(0, duration) if attempt < 5 else None)
             kills += process.is_alive()
             process.kill()
             process.join()
@@ -210,12 +212,16 @@ def test_rule_11_a_run_may_be_killed_at_any_moment(planned: Path, workspace: Wor
         found = Result.of(workspace.run())
         assert_equal(found.weights, expected.weights)
         assert found.records == expected.records
-        released = Counter(log.read_text().split())
+        spent = summary.summarise(workspace.run())
+        noted = [line.split() for line in log.read_text().splitlines()]
         for site, lines in ledgers(workspace.run()).items():
-            assert released[site] <= steps_paid(lines)
-        assert 0 < summary.summarise(workspace.run())["epsilon"] <= TARGET
+            of_site = [float(noise) for name, noise in noted if name == site]
+            assert len(of_site) <= steps_paid(lines)
+            released = accounting.epsilon([accounting.poisson_gaussian(0.4, noise, 1) for noise in of_site], spent["delta"])
+            assert released <= spent["sites"][site]["epsilon"] + 1e-9
+        assert 0 < spent["epsilon"] <= TARGET
         workspace.run().rename(tmp_path / f"run_{number}")
-    assert kills >= 8
+    assert number < 40
 
 
 def train_and_count(workspace: Workspace, log: Path) -> None:
@@ -223,8 +229,8 @@ def train_and_count(workspace: Workspace, log: Path) -> None:
 
     def release(self: Mechanism, summed: Any, permit: Any, site: str, step: int, randomness: Any) -> Any:
         update = original(self, summed, permit, site, step, randomness)
-        with log.open("a") as file:
-            file.write(f"{site}\n")
+        with log.open("a") as file:  # before anything of the update is anywhere else
+            file.write(f"{site} {self.noise_multiplier_at(step)!r}\n")
         return update
 
     Mechanism.release = release  # type: ignore[method-assign]

@@ -41,10 +41,10 @@ def test_every_canary_is_clipped_to_the_sensitivity_and_one_of_them_is_counted()
 
 
 def test_statistics_are_those_of_the_claim() -> None:
-    out, inside = audited(one_step(2.0), number=3000).statistics
+    out, inside = audited(one_step(2.0), number=1500).statistics
     for sample, mean in ((out, 0.0), (inside, 0.5)):
-        assert sample.mean() == pytest.approx(mean, abs=0.06)
-        assert sample.std() == pytest.approx(1, abs=0.05)
+        assert sample.mean() == pytest.approx(mean, abs=0.09)
+        assert sample.std() == pytest.approx(1, abs=0.07)
 
 
 def test_half_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_a_wrong_claim() -> None:
         def release(self, summed: Any, permit: Any, site: str, step: int, randomness: Any) -> Any:
             return super().release(summed, mechanisms.Permit({step: permit.use(step) / 2}), site, step, randomness)
 
-    assert _says(audited(Cheaper(**vars(doubled)), number=3000), "the adversary shows epsilon")
+    assert _says(audited(Cheaper(**vars(doubled)), number=2000), "the adversary shows epsilon")
 
 
 def _noise(monkeypatch: pytest.MonkeyPatch, deviation_of: Any) -> None:
