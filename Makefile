@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: setup demo test unit lint types mutants bench clean
+.PHONY: setup demo test test-all unit lint types mutants bench clean
 
 setup: $(SETUP)
 
@@ -18,6 +18,9 @@ demo: setup  ## a made-up cohort of four sites, trained without privacy, with DP
 
 test: setup  ## all tests: < 15 minutes on two cores
 	$(BIN)/python -m pytest
+
+test-all: test  ## and a thousand damaged files for every reader: half an hour more
+	ADPFL_FUZZ=1000 $(BIN)/python -m pytest tests/fuzz
 
 unit: setup  ## the quick ones
 	$(BIN)/python -m pytest -m "not slow"

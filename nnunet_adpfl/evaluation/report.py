@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from nnunet_adpfl import atomic_files, json_files
+from nnunet_adpfl.cohort import names_a_file
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.evaluation import figures, overlays, run_records, scoring, site_matrix, spending
 from nnunet_adpfl.evaluation.classes import scored_classes
@@ -52,7 +53,12 @@ def write_report(run: Path, *, for_release: bool = False) -> Path:
     if public or not for_release:
         context |= _score_parts(records, with_case_names=not for_release)
     path = run / (RELEASE_FILE_NAME if for_release else FILE_NAME)
-    atomic_files.write_text(path, _render(context))
+    try:
+        page = _render(context)
+    except (jinja2.UndefinedError, TypeError, ValueError) as error:
+        names = f"{SUMMARY_FILE_NAME} or {site_matrix.JSON_FILE_NAME}"
+        raise InputError(f"{run}: {names} is damaged ({error}): run `adpfl evaluate` again") from None
+    atomic_files.write_text(path, page)
     return path
 
 
@@ -133,8 +139,9 @@ def _score_parts(records: RunRecords, *, with_case_names: bool) -> dict[str, Any
 
 def _is_old(run: Path, evaluation: Mapping[str, Any]) -> bool:
     """Whether the checkpoint was replaced after it was scored (training went on, say)."""
-    checkpoint = run / str(evaluation.get("checkpoint"))
-    return checkpoint.is_file() and file_digest(checkpoint) != evaluation.get("checkpoint_sha256")
+    name = str(evaluation.get("checkpoint"))
+    checkpoint = run / name
+    return names_a_file(name) and checkpoint.is_file() and file_digest(checkpoint) != evaluation.get("checkpoint_sha256")
 
 
 def _render(context: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from nnunet_adpfl.cohort import names_a_file
 # Exactly one class in one module: a longer path could lead through a module's own imports to anything (torch.hub.load).
 _NETWORKS = re.compile(r"dynamic_network_architectures\.architectures\.[a-z]\w*\.[A-Z]\w*")
 _MODULES = re.compile(r"torch\.nn\.(modules\.[a-z]\w*\.)?[A-Z]\w*")
+_MOST_FEATURES = 4096  # of a stage; nnU-Net's largest have 512
 
 
 def check_foreign_plans(plans: Any) -> None:
@@ -39,6 +40,9 @@ def _architectures(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _check_classes(architecture: Mapping[str, Any]) -> None:
     if not _is_from(architecture["network_class_name"], _NETWORKS):
         raise ValueError(f"network class {architecture['network_class_name']!r:.80} is not one of nnU-Net's")
+    features = architecture["arch_kwargs"]["features_per_stage"]
+    if not isinstance(features, list) or not features or not all(type(n) is int and 0 < n <= _MOST_FEATURES for n in features):
+        raise ValueError("features_per_stage are not numbers of features")
     for argument in architecture["_kw_requires_import"]:
         value = architecture["arch_kwargs"][argument]
         if value is not None and not _is_from(value, _MODULES):

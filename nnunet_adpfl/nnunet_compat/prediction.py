@@ -59,6 +59,8 @@ def load_model(checkpoint: Path) -> TrainedModel:
         axes = content.get("inference_allowed_mirroring_axes")
         if not all(isinstance(part, dict) for part in (init["plans"], init["dataset_json"], content["network_weights"])):
             raise TypeError("plans, dataset_json and network_weights must be dictionaries")
+        if axes is not None and not (axes and all(axis in (0, 1, 2) for axis in axes)):
+            raise ValueError("inference_allowed_mirroring_axes are no axes")
         return TrainedModel(
             init["plans"], init["dataset_json"], init["configuration"], content["network_weights"],
             None if axes is None else tuple(axes),

@@ -82,9 +82,9 @@ def _check_against_checkpoint(run: Path) -> None:
     content = tensor_files.load(path) if path else {}
     state = (content.get("adpfl") if isinstance(content, dict) else None) or {}
     heads = state.get("ledger_heads", {}) if isinstance(state, dict) else None
-    named = isinstance(heads, dict) and all(isinstance(site, str) for site in heads)
-    if not named or (heads and not {"run", "plan_hash"} <= set(state)):
-        raise PrivacyRefusedError(f"{path}: what it says about its ledgers is damaged; restore it")
+    present = {ALL_SITES, *(folder.name for folder in run.glob("sites/*"))}
+    if not isinstance(heads, dict) or not present >= set(heads) or (heads and not {"run", "plan_hash"} <= set(state)):
+        raise PrivacyRefusedError(f"{path}: the site of one of its ledgers is missing, or what it says about them is damaged; restore it")
     for site, head in (heads or {}).items():
         folder = run if site == ALL_SITES else run / "sites" / site
         content = hash_chain.read(folder / ledger.FILE_NAME)

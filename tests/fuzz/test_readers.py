@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "federation"))
 from site_readers import plan_readers, run_readers, update_readers
 from source_readers import source_readers
 
-EXAMPLES = int(os.environ.get("ADPFL_FUZZ", "16"))
+EXAMPLES = int(os.environ.get("ADPFL_FUZZ", "12"))
 LARGE = "ADPFL_FUZZ" in os.environ
 COUNTS = os.environ.get("ADPFL_FUZZ_COUNTS")
 pytestmark = pytest.mark.fuzz

@@ -12,7 +12,6 @@ from workspace import Workspace, assert_equal, read_lines, steps_paid, weights
 from nnunet_adpfl.privacy import ledger as ledgers
 from nnunet_adpfl.privacy.mechanism import Mechanism
 from nnunet_adpfl.trainers import checkpoint as checkpoints
-from nnunet_adpfl.trainers import nnUNetTrainerADP as module
 from nnunet_adpfl.trainers import run_manifest
 from nnunet_adpfl.trainers.nnUNetTrainerADP import nnUNetTrainerADP
 
@@ -75,7 +74,7 @@ def test_checkpoint_and_ledger_are_read_while_the_lock_is_held(
 
         return noted
 
-    monkeypatch.setattr(module.run_manifest, "locked", note("lock", locked))
+    monkeypatch.setattr(run_manifest, "locked", note("lock", locked))
     monkeypatch.setattr(checkpoints, "load", note("checkpoint", load))
     monkeypatch.setattr(ledgers.Ledger, "resume", note("ledger", resume))
     trainer.run_training()

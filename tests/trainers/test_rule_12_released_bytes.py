@@ -97,13 +97,13 @@ def secret_numbers(site: Workspace) -> dict[str, float]:
     found: dict[str, float] = {}
     for path in run.rglob("local_log.jsonl"):
         for record in read_lines(path):
-            found |= {f"{key} of round {record['round']}, {path.parent.name}": record[key] for key in ("mean_loss", "seconds") if record[key]}
+            found[f"loss of round {record['round']}, {path.parent.name}"] = record["mean_loss"] or 0.0
     with (run / "metrics.csv").open() as file:
         for row in csv.DictReader(file):
             found |= {f"{key} of {row['case']} {row['label']}": float(row[key]) for key in ("dice", "hd95_mm", "assd_mm", "nsd")}
     fingerprint = read(site.preprocessed / "dataset_fingerprint.json")
     found |= {f"fingerprint {k}": v for k, v in fingerprint["foreground_intensity_properties_per_channel"]["0"].items()}
-    return {name: value for name, value in found.items() if value != round(value, 2)}
+    return {name: value for name, value in found.items() if len(repr(value)) > DIGITS}
 
 
 def rounded(value: float) -> str:
@@ -114,7 +114,7 @@ def test_rule_12_no_text_that_points_at_a_patient_or_a_machine_is_in_any_byte(si
     hidden, parts = secret_texts(site), parts_of(site)
     assert len(hidden) > 30
     assert any(name.endswith("data.pkl") for name, _ in parts)
-    assert any((name.count(".zip/") == 1 and name.endswith(".pth/checkpoint_final/data.pkl")) or ".pth/" in name for name, _ in parts)
+    assert any(".zip/" in name and ".pth/" in name for name, _ in parts)
     for name, data in parts:
         for what, text in hidden.items():
             for encoding in ("utf-8", "utf-16-le"):
@@ -125,7 +125,7 @@ def test_rule_12_no_text_that_points_at_a_patient_or_a_machine_is_in_any_byte(si
 
 def test_rule_12_no_loss_score_or_intensity_is_in_any_value(site: Workspace) -> None:
     hidden, parts = secret_numbers(site), parts_of(site)
-    assert sum("loss" in name for name in hidden) >= 6
+    assert sum("loss" in name for name in hidden) >= 4
     assert sum("dice" in name for name in hidden) >= 3
     assert sum("fingerprint" in name for name in hidden) >= 5
     known = {rounded(value): name for name, value in hidden.items()}
