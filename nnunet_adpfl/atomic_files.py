@@ -83,6 +83,12 @@ def make_private_folder(path: Path) -> None:
         _fsync(path.parent)
 
 
+def make_private_file(path: Path) -> None:
+    """Make an empty file that only the owner may read, for others to append to; one that is there becomes the owner's."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -123,7 +123,7 @@ def _checked(path: Path) -> list[dict[str, Any]]:
     records = read_lines(path)
     for record in records:
         for name in ("round", "clip_norm", "mean_loss"):
-            value = record.get(name, 0)
+            value = record.get(name)
             kinds = (int,) if name == "round" else (int, float, type(None))
             if type(value) not in kinds or (value is not None and not -_LARGEST < value < _LARGEST):
                 raise InputError(f"{path} is damaged: {name} is {value!r:.80}; restore it")

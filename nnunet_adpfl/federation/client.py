@@ -12,6 +12,7 @@ from nnunet_adpfl import atomic_files, tensor_files
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.federation import stored_update
 from nnunet_adpfl.federation.messages import RoundTask, SiteUpdate, Weights
+from nnunet_adpfl.privacy import accounting
 from nnunet_adpfl.privacy import ledger as ledgers
 from nnunet_adpfl.privacy.ledger import Ledger
 from nnunet_adpfl.privacy.mechanism import Mechanism
@@ -61,6 +62,7 @@ def run_site_round(task: RoundTask, site: Site) -> SiteUpdate:
     stored = stored_update.load(task, site.name, site.folder, {name: tuple(p.shape) for name, p in site.model.trained.items()})
     cases_by_unit = site.prepared.cases_by_unit(site.name)
     ledger = _open_ledger(task, site, sorted(cases_by_unit))
+    _check_place(task, site, ledger)
     if stored is not None and _is_paid(stored, ledger):
         return stored
     _receive(task.weights, site)
@@ -85,21 +87,27 @@ def run_site_round(task: RoundTask, site: Site) -> SiteUpdate:
 
 
 def _check_task(task: RoundTask, site: Site) -> None:
+    """Everything that a server could ask for and the privacy plan does not allow; before anything is written."""
     plan = site.mechanism.plan
     if task.plan_hash != plan.digest():
         raise PrivacyRefusedError(
             f"site {site.name} refuses round {task.round}: the server's privacy plan is not the one agreed on"
         )
-    if task.first_step < 0 or task.steps < 1 or task.first_step + task.steps > plan.steps:
+    for name in ("round", "first_step", "steps", "declared_steps", "noise_level"):
+        value = getattr(task, name)
+        if type(value) is not int or not 0 <= value <= accounting.MOST_STEPS:
+            raise PrivacyRefusedError(f"site {site.name} refuses a task: its {name} is {value!r:.40}, not a whole number from 0 on")
+    end = task.first_step + task.steps
+    if end > plan.steps or task.declared_steps > plan.steps:
         raise PrivacyRefusedError(
-            f"site {site.name} refuses round {task.round}: steps {task.first_step} to {task.first_step + task.steps} are "
+            f"site {site.name} refuses round {task.round}: steps {task.first_step} to {end} of {task.declared_steps} are "
             f"beyond the {plan.steps} planned ones"
         )
-    if task.first_step + task.steps > task.declared_steps:
+    if end > task.declared_steps:
         raise PrivacyRefusedError(
             f"site {site.name} refuses round {task.round}: the run was declared to have {task.declared_steps} steps"
         )
-    if task.steps > plan.rounds.local_steps:
+    if task.steps < 1 or task.steps != min(plan.rounds.local_steps, task.declared_steps - task.first_step):
         raise PrivacyRefusedError(
             f"site {site.name} refuses round {task.round}: {task.steps} steps, the privacy plan has rounds of "
             f"{plan.rounds.local_steps}"
@@ -107,6 +115,15 @@ def _check_task(task: RoundTask, site: Site) -> None:
     low, high = plan.clipping.clip_norm_min, plan.clipping.clip_norm_max
     if not low <= task.clip_norm <= high:
         raise PrivacyRefusedError(f"site {site.name} refuses clip norm {task.clip_norm}: outside {low} to {high}")
+
+
+def _check_place(task: RoundTask, site: Site, ledger: Ledger) -> None:
+    """A round takes up the steps where the one before left them: a server cannot take the first ones again and again."""
+    before = ledgers.steps_taken([event for event in ledger.events() if event["round"] < task.round])
+    if site.mechanism.is_private and task.first_step != before:
+        raise PrivacyRefusedError(
+            f"site {site.name} refuses round {task.round}: it begins at step {task.first_step}, the rounds before took {before}"
+        )
 
 
 def _open_ledger(task: RoundTask, site: Site, units: list[str]) -> Ledger:

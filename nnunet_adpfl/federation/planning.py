@@ -24,6 +24,8 @@ from nnunet_adpfl.nnunet_compat.training import check_supported
 from nnunet_adpfl.privacy import accounting
 from nnunet_adpfl.privacy.plan import FingerprintRelease
 from nnunet_adpfl.progress import note
+from nnunet_adpfl.trainers import site_ledger
+from nnunet_adpfl.trainers.prepared_fold import plans_digest
 
 FINGERPRINT_FILE_NAME = "dataset_fingerprint.json"
 PUBLIC_PREFIX = "public:"
@@ -122,6 +124,7 @@ def prepare_dataset(
     if merged is not None:
         atomic_files.write_json(preprocessed / FINGERPRINT_FILE_NAME, merged)
     atomic_files.write_json(preprocessed / f"{plans['plans_name']}.json", plans)
+    site_ledger.note_plan(preprocessed, cohort.sites, plans_digest(plans), choices.fingerprint_kind)
     cohort.save(preprocessed)
     save_splits(preprocessed, splits, made_here=splits is made)
     copy_labels(preprocessed, raw)
@@ -215,12 +218,18 @@ def _known_plans(path: Path) -> Any:
 
 def _refuse_changed_cohort(preprocessed: Path, results: Path, cohort: Cohort) -> None:
     path = preprocessed / cohorts.FILE_NAME
+    used = [odometer for odometer in site_ledger.odometers_in(preprocessed) if odometer.counts_a_run()]
+    if unknown := next((odometer for odometer in used if odometer.path.parent.name not in cohort.sites), None):
+        raise InputError(
+            f"{unknown.path} counts what was spent at a site that the cohort does not know: restore the cohort, or convert the "
+            "data under another data set number"
+        )
     if path.is_file() and cohorts.load(preprocessed).digest() != cohort.digest():
         if runs := dependent_runs.of_cohort(results):
             raise InputError(f"{path} would change, but {runs[0]} was trained with it: {_REMEDY}")
-        if odometers := sorted(preprocessed.glob("sites/*/privacy_odometer.jsonl")):
+        if used:
             raise InputError(
-                f"{path} would change, but {odometers[0]} counts what was spent on its sites and patients: restore the "
+                f"{path} would change, but {used[0].path} counts what was spent on its sites and patients: restore the "
                 "cohort, or convert the data under another data set number"
             )
 

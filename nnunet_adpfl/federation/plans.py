@@ -61,7 +61,7 @@ def public_plans(path: Path, dataset: str, raw: RawCases) -> dict[str, Any]:
             f"--fingerprint public:{path} was made for {channels} channels, {dataset} has "
             f"{len(raw.dataset_json['channel_names'])}; use the plan of a data set with the same channels"
         )
-    reader = stock.reader_name(raw.dataset_json, next(iter(raw.files.values()))["images"][0])
+    reader = stock.declared_reader_name(raw.dataset_json)  # from the file ending: no patient's image is opened
     return {**plans, "dataset_name": dataset, "plans_name": base + suffix, "image_reader_writer": reader}
 
 

@@ -41,6 +41,8 @@ _START_FIELDS: dict[str, Callable[[Any], bool]] = {  # field of the start line -
     "declared_steps": lambda value: value is None or (type(value) is int and 0 <= value <= accounting.MOST_STEPS),
     "noise_terms": lambda value: value is None or (type(value) is int and 0 < value < 100),
     "largest_block": lambda value: value is None or isinstance(value, dict),
+    "planned_events": lambda value: value is None or (isinstance(value, list) and all(isinstance(event, dict) for event in value)),
+    "declarations": lambda value: value is None or (isinstance(value, list) and all(isinstance(text, str) for text in value)),
 }
 
 
@@ -183,6 +185,15 @@ def steps_taken(events: Sequence[Line]) -> int:
         if event["event"] == "poisson_gaussian":
             attempts[int(event.get("round", 0)), int(event.get("attempt", 0))] += int(event["steps"])
     return sum(max(n for (r, _), n in attempts.items() if r == number) for number in {r for r, _ in attempts})
+
+
+def went_as_declared(events: Sequence[Line], first: Line) -> bool:
+    """Whether a run took exactly the steps that it declared, each once: only then what it realised is what it promised.
+
+    A run that stopped early, or repeated a round, ended when something had happened on the way (rule 10).
+    """
+    paid = sum(int(event["steps"]) for event in events if event["event"] != "gaussian")
+    return paid == steps_taken(events) and steps_taken(events) >= int(first.get("declared_steps") or 0)
 
 
 def announced_event(torn: str, first: Line) -> dict[str, Any]:

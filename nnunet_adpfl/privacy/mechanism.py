@@ -32,7 +32,7 @@ from nnunet_adpfl.privacy.clipping import (
 )
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum
 from nnunet_adpfl.privacy.ledger import Ledger
-from nnunet_adpfl.privacy.noise import Randomness, add_gaussian_
+from nnunet_adpfl.privacy.noise import Randomness, add_gaussian_, noisy_number
 from nnunet_adpfl.privacy.plan import PrivacyPlan
 from nnunet_adpfl.privacy.sampling import poisson_draw
 from nnunet_adpfl.privacy.schedule import NoiseSchedule, rounded_up
@@ -151,7 +151,7 @@ class Mechanism:
         if self.plan.clipping.method == "percentile":
             count_noise = self.plan.clipping.count_noise_ratio * z
             gradient_z = gradient_noise_multiplier(z, count_noise)
-            noisy_count = summed.centred_count + count_noise * float(generator.standard_normal(dtype=np.float64))
+            noisy_count = noisy_number(summed.centred_count, count_noise, generator)
         for tensor in summed.total.values():
             add_gaussian_(tensor, gradient_z, generator, self.plan.noise_terms)
         return NoisyUpdate(_divided(summed.total, expected_units), noisy_count, count_noise)
@@ -173,6 +173,10 @@ class Mechanism:
             limits=(clipping.clip_norm_min, clipping.clip_norm_max),
         )
 
+    def planned_events(self) -> list[accounting.Event]:
+        """All steps of the plan and its reserve: no run of a declared plan spends more, whatever happens on the way."""
+        return _planned_events(self.plan, self.base_noise_multiplier, fingerprint=False)
+
     def largest_block(self, steps: int) -> dict[str, object]:
         """The costliest line that a block of this many steps can write: bound for a line torn by a crash."""
         return accounting.poisson_gaussian(self.plan.sampling_rate, self._lowest_noise(), steps)
@@ -182,12 +186,14 @@ class Mechanism:
         return self.noise_levels(self.plan.steps - 1, 1, last_level)[0][0]
 
     def _check_budget(self, events: Sequence[accounting.Event]) -> None:
-        if not self.plan.is_data_driven and self._within_planned_counts(events):
-            return  # covered by the calibration, no need to compose again
-        if not self.plan.is_data_driven and self.plan.noise_decay.plateaus > 1:
-            # Which levels are repeated would be chosen on the way: no composition of declared events covers that (rule 10).
+        if not self.plan.is_data_driven:
+            if self._within_planned_counts(events):
+                return  # covered by the calibration, no need to compose again
+            # Whatever epsilon would still allow: which steps are repeated, and how often, would be chosen on the way, and
+            # no composition of declared events covers that (rule 10).
             raise BudgetExhaustedError(
-                "the next steps are beyond the planned ones and the reserve; the run stops here and keeps its checkpoint"
+                f"the next steps are beyond the {self.plan.steps} planned ones and the reserve of {self.plan.reserve_steps} that "
+                f"the target epsilon {self.plan.epsilon:g} pays for; the run stops here and keeps its checkpoint"
             )
         spent = _epsilon(self.plan, events)
         if spent > self.plan.epsilon:
@@ -273,13 +279,13 @@ def _schedule(plan: PrivacyPlan) -> NoiseSchedule:
     return NoiseSchedule(plan.steps, plan.noise_decay.plateaus, plan.noise_decay.final_ratio)
 
 
-def _planned_events(plan: PrivacyPlan, base: float) -> list[accounting.Event]:
+def _planned_events(plan: PrivacyPlan, base: float, *, fingerprint: bool = True) -> list[accounting.Event]:
     schedule = _schedule(plan)
     levels = schedule.levels(base)
     if plan.reserve_steps:
         levels.append((schedule.noise_multiplier_at(plan.steps - 1, base), plan.reserve_steps))
     steps = [accounting.poisson_gaussian(plan.sampling_rate, z, n) for z, n in levels]
-    return [*fingerprint_events(plan), *steps]
+    return [*fingerprint_events(plan), *steps] if fingerprint else steps
 
 
 def _counted(events: Sequence[accounting.Event]) -> Counter[tuple[str, float, float]]:

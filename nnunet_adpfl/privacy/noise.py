@@ -7,8 +7,9 @@ stored, replayed or derived from the run's seed. Tests inject their own `Randomn
 - ``secure``: ChaCha20 (RFC 8439) with a key of 256 bits, from randomgen: who sees all noise but one number still
   cannot compute that number. Cost: docs/performance.md.
 
-The noise is floating-point Gaussian: the guarantee holds up to floating-point effects (Mironov 2012). The sum of four
-Gaussians makes an attack through the bits of the noise harder (Holohan and Braghin 2021); it does not prove it away.
+Noise of finite precision is not quite Gaussian, and the guarantee holds up to that; what noise and sum show in their last
+bits is rounded away (`on_grid`). The sum of four Gaussians makes the noise of a step harder to invert (Holohan and
+Braghin 2021); it is no substitute for the rounding.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import torch
 
 KEY_BYTES = 32
 CHACHA_ROUNDS = 20  # fewer would be faster and no longer the cipher of the RFC
+_GRID_BITS = 20
+_CHUNK = 2**18  # coordinates; float64 copies stay in the cache
 Source = Literal["os_seeded", "secure"]
 
 
@@ -83,13 +86,43 @@ def add_gaussian_(
 ) -> None:
     """Add independent N(0, standard_deviation^2) noise to every coordinate of a float32 or float64 tensor, in place.
 
+    Noise and sum are float64, and the result is rounded to the public grid of `on_grid`.
+
     Args:
         terms: each coordinate gets the sum of this many Gaussians, scaled to the same standard deviation.
     """
     if tensor.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"noise is added in float32 or better, not {tensor.dtype}")
-    precision = np.float64 if tensor.dtype == torch.float64 else np.float32
-    sample = np.zeros(tuple(tensor.shape), precision)
-    for _ in range(terms):
-        np.add(sample, generator.standard_normal(sample.shape, dtype=precision), out=sample)
-    tensor.add_(torch.from_numpy(sample).to(tensor.device), alpha=standard_deviation / math.sqrt(terms))
+    if not (math.isfinite(standard_deviation) and standard_deviation > 0):
+        raise ValueError(f"noise must have a standard deviation above 0, not {standard_deviation}")
+    flat = tensor.view(-1) if tensor.is_contiguous() else tensor.flatten()
+    device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device  # mps has no float64
+    for first in range(0, flat.numel(), _CHUNK):
+        part = flat[first : first + _CHUNK]
+        sample = np.zeros(part.numel())
+        for _ in range(terms):
+            sample += generator.standard_normal(part.numel())
+        noisy = part.to(device, torch.float64).add_(
+            torch.from_numpy(sample).to(device), alpha=standard_deviation / math.sqrt(terms)
+        )
+        part.copy_(on_grid(noisy, standard_deviation))
+    if not tensor.is_contiguous():
+        tensor.copy_(flat.view(tensor.shape))
+
+
+def noisy_number(value: float, standard_deviation: float, generator: np.random.Generator) -> float:
+    """One number with Gaussian noise, on the same grid."""
+    tensor = torch.tensor([value], dtype=torch.float64)
+    add_gaussian_(tensor, standard_deviation, generator)
+    return float(tensor[0])
+
+
+def on_grid(noisy: torch.Tensor, standard_deviation: float) -> torch.Tensor:
+    """Round float64 sums with their noise, in place, to multiples of a power of two about 2^-20 of the deviation.
+
+    The last bits of a floating-point sum show which numbers were added (Mironov 2012): without this, one step told apart
+    two data sets. Every point of a grid that is much coarser than float64 is reached from every data set, with the
+    probability that the Gaussian has there to within float64. Rounding what was noised is post-processing.
+    """
+    step = 2.0 ** (math.floor(math.log2(standard_deviation)) - _GRID_BITS)
+    return noisy.div_(step).round_().mul_(step)

@@ -33,6 +33,17 @@ class Odometer:
             self._record(line, units_digest)
 
     def _record(self, line: Line, units_digest: str) -> None:
+        self._append(
+            {
+                "run": line["run"],
+                "site": line["site"],
+                "ledger_head": line["hash"],
+                "units_digest": units_digest,
+                "line": line,
+            }
+        )
+
+    def _append(self, entry: Line) -> None:
         content = hash_chain.read(self.path) if self.path.exists() else hash_chain.ChainContent(())
         previous = content.head
         if content.torn is not None:
@@ -40,14 +51,27 @@ class Odometer:
             mended = hash_chain.sealed({"event": "recovered", "torn": hash_chain.digest(content.torn)}, previous)
             hash_chain.append(self.path, mended)
             previous = str(mended["hash"])
-        entry = {
-            "run": line["run"],
-            "site": line["site"],
-            "ledger_head": line["hash"],
-            "units_digest": units_digest,
-            "line": line,
-        }
         hash_chain.append(self.path, hash_chain.sealed(entry, previous))
+
+    def note_plan(self, plans_digest: str, fingerprint: str) -> None:
+        """Note once how an nnU-Net plan was made (rule 13); a privacy plan that says otherwise is not believed."""
+        with self._locked():
+            if fingerprint not in self.plan_kinds(plans_digest):
+                self._append({"event": "plan", "plans_digest": plans_digest, "fingerprint": fingerprint})
+
+    def counts_a_run(self) -> bool:
+        """Whether any run spent here, or began to; notes about plans alone cost nothing."""
+        return self.path.exists() and any("line" in entry for entry in hash_chain.read(self.path).lines)
+
+    def knows(self, run: str, site: str) -> bool:
+        return self.last_line(run, site) is not None
+
+    def plan_kinds(self, plans_digest: str) -> set[str]:
+        """The ways in which this nnU-Net plan was made, by the calls that wrote it."""
+        if not self.path.exists():
+            return set()
+        lines = hash_chain.read(self.path).lines
+        return {str(line.get("fingerprint")) for line in lines if line.get("plans_digest") == plans_digest}
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

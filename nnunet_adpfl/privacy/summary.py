@@ -40,7 +40,8 @@ def summarise(run: Path) -> dict[str, Any]:
 
     Returns the mapping of `adpfl privacy RUN --json`: epsilon (the maximum over sites, which hold different patients;
     null where a part of training had no guarantee), delta, unit, guarantee, not_covered, accountant, sites. Of a run
-    that took fewer steps than it declared the epsilon is the target (rule 10); what was spent stands beside it.
+    that took fewer steps than it declared, or repeated a round, the epsilon is the target (rule 10); what was spent
+    stands beside it.
 
     Raises PrivacyRefusedError for a ledger that is damaged, missing or shorter than the run's checkpoint knows it.
     """
@@ -68,7 +69,11 @@ def summarise(run: Path) -> dict[str, Any]:
         "unit": units.pop(),
         "adjacency": firsts[0]["adjacency"],
         "guarantee": "none" if trained_openly else "formal_given_plan" if "plan" in scopes else "formal",
-        "not_covered": [*NOT_COVERED, *([NOT_COVERED_PLAN] if "plan" in scopes else [])],
+        "not_covered": [
+            *NOT_COVERED,
+            *([NOT_COVERED_PLAN] if "plan" in scopes else []),
+            *sorted({text for first in firsts for text in first.get("declarations") or ()}),
+        ],
         "accountant": "RDP filter" if firsts[0]["composition"] == "rdp_filter" else "PLD",
         "sampler": "Poisson over units",
         "noise": _noise_text(firsts[0]),
@@ -104,7 +109,7 @@ def _site_summary(path: Path, content: ChainContent, first: Line) -> dict[str, A
     spent = None if openly else _reported_epsilon(events, first)
     complete = ledger.steps_taken(events) >= int(first.get("declared_steps") or 0)
     filtered = first["composition"] == "rdp_filter"  # then the filter's bound holds, not what was realised (rule 10)
-    realised_holds = complete and not filtered
+    realised_holds = ledger.went_as_declared(events, first) and not filtered
     return {
         "epsilon": spent if realised_holds or spent is None or target is None else max(spent, float(target)),
         "epsilon_spent": spent,

@@ -19,6 +19,10 @@ from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
+DATASET_KEYS = (  # of dataset.json: what prediction needs and says nothing about the patients
+    "name", "description", "channel_names", "labels", "regions_class_order", "file_ending", "licence", "license",
+    "reference", "overwrite_image_reader_writer",
+)  # fmt: skip
 Checkpoint = dict[str, Any]
 
 

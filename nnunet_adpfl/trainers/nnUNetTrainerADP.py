@@ -13,7 +13,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_adpfl import folders
+from nnunet_adpfl import atomic_files, folders
 from nnunet_adpfl.errors import AdpflError, InputError, PrivacyRefusedError
 from nnunet_adpfl.nnunet_compat.training import PatchSource
 from nnunet_adpfl.trainers import checkpoint as checkpoints
@@ -58,6 +58,7 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
             if not self.continuing and "--val" not in sys.argv:
                 run_manifest.check_unused(path)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        atomic_files.make_private_file(Path(self.log_file))  # its times show how many were drawn
         self.oversample_foreground_percent = self.prepared.plan.oversample_foreground
         self.probabilistic_oversampling = True
         self.num_iterations_per_epoch = self.prepared.plan.rounds.local_steps

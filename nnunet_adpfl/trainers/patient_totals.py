@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_adpfl import cohort as cohorts
-from nnunet_adpfl import folds
+from nnunet_adpfl import folders, folds
 from nnunet_adpfl.cohort import Cohort
-from nnunet_adpfl.errors import InputError
+from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.folds import Split
-from nnunet_adpfl.privacy import accounting
-from nnunet_adpfl.privacy.mechanism import Mechanism
+from nnunet_adpfl.privacy import accounting, hash_chain
+from nnunet_adpfl.privacy import ledger as ledgers
+from nnunet_adpfl.privacy.mechanism import ALL_SITES, Mechanism
 from nnunet_adpfl.trainers import run_spending, site_ledger
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.run_spending import RunSpending
@@ -39,6 +40,7 @@ def dataset_totals(preprocessed: Path) -> dict[str, Any]:
     Raises InputError where nothing was planned, PrivacyRefusedError for a damaged odometer.
     """
     cohort = cohorts.load(preprocessed)
+    check_odometers(preprocessed, cohort)
     splits = _splits(preprocessed, cohort)
     runs_of = {site: _runs_at(preprocessed, site, cohort, splits) for site in cohort.sites}
     delta = min((run.delta for runs in runs_of.values() for run in runs), default=None)
@@ -69,6 +71,7 @@ def told_beforehand(prepared: PreparedFold, mechanism: Mechanism, run: str | Non
     plan, planned, largest, earlier = prepared.plan, [], Total(0.0, prepared.plan.delta), 0
     levels = mechanism.noise_levels(0, declared_steps) if plan.is_private else []
     events = [accounting.poisson_gaussian(plan.sampling_rate, z, n) for z, n in levels]
+    check_odometers(prepared.preprocessed, prepared.cohort)
     splits = _splits(prepared.preprocessed, prepared.cohort)
     for site in prepared.sites:
         runs = _runs_at(prepared.preprocessed, site, prepared.cohort, splits)
@@ -83,6 +86,27 @@ def told_beforehand(prepared: PreparedFold, mechanism: Mechanism, run: str | Non
     if largest.epsilon is None:
         return f"privacy: {what} has no bound, because a run without privacy is among them ({remedy})"
     return f"privacy: {what} will be epsilon {largest.epsilon:.4g} at delta {largest.delta:g} ({remedy})"
+
+
+def check_odometers(preprocessed: Path, cohort: Cohort) -> None:
+    """PrivacyRefusedError where a run or a site is known elsewhere but not to the odometers: the sum would be too small."""
+    for odometer in site_ledger.odometers_in(preprocessed):
+        if odometer.path.parent.name not in cohort.sites and odometer.counts_a_run():
+            raise PrivacyRefusedError(
+                f"{odometer.path} counts what was spent at a site that the cohort does not know; restore the cohort"
+            )
+    results = folders.base_folder("nnUNet_results") / preprocessed.name
+    for path in [*results.glob(f"*/fold_*/{ledgers.FILE_NAME}"), *results.glob(f"*/fold_*/sites/*/{ledgers.FILE_NAME}")]:
+        lines = hash_chain.read(path).lines
+        if not lines:
+            continue  # a crash left it without its first line, so nothing was spent on it
+        run, site = str(lines[0].get("run")), str(lines[0].get("site"))
+        for name in cohort.sites if site == ALL_SITES else [site]:
+            if not site_ledger.odometer_of(preprocessed, name).knows(run, site):
+                raise PrivacyRefusedError(
+                    f"the odometer of site {name} does not know the run of {path}: restore {preprocessed / 'sites'}, without it "
+                    "the sum over all runs is unknown"
+                )
 
 
 def worst_total(runs: Sequence[RunSpending], delta: float | None) -> Total:
@@ -109,7 +133,9 @@ def total_of(runs: Sequence[RunSpending], delta: float) -> Total:
         return Total(None, delta)
     releases: dict[str, accounting.Event] = {}
     for run in runs:
-        releases |= run.releases
+        for name, event in run.releases.items():
+            known = releases.setdefault(name, event)
+            releases[name] = min(known, event, key=_noise)  # of one name with two noises the dearer one counts
     filters = [run for run in runs if run.order is not None]
     events = [event for run in runs if run.order is None for event in run.events] + list(releases.values())
     if not filters:
@@ -117,6 +143,10 @@ def total_of(runs: Sequence[RunSpending], delta: float) -> Total:
     order = min(run.order for run in filters if run.order is not None)
     budgets = [accounting.rdp_of_epsilon(run.budget_epsilon or 0.0, run.delta, run.order or order) for run in filters]
     return Total(accounting.epsilon_of_rdp(accounting.rdp(events, order) + sum(budgets), delta, order), delta, "RDP")
+
+
+def _noise(event: accounting.Event) -> float:
+    return float(event["noise_multiplier"])
 
 
 def _described(run: RunSpending, delta: float | None) -> dict[str, Any]:

@@ -27,11 +27,7 @@ from nnunet_adpfl.trainers.run_manifest import RunManifest
 
 RELEASE_TRAINER = "nnUNetTrainer"  # stock nnU-Net predicts without this plugin
 STATEMENT_FILE_NAME = "privacy_statement.json"
-_DATASET_KEYS = (
-    "name", "description", "channel_names", "labels", "regions_class_order", "file_ending", "licence", "license",
-    "reference", "overwrite_image_reader_writer",
-)  # fmt: skip
-_LEDGER_SECRETS = ("units_digest", "plan_hash", "previous", "hash", "torn")
+_LEDGER_SECRETS = ("units_digest", "nonce", "plan_hash", "previous", "hash", "torn")
 _PLAN_SECRETS = ("cohort_digest",)
 CHECKPOINT_KEYS = frozenset({
     "network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema", "current_epoch", "init_args",
@@ -88,7 +84,7 @@ def _write_model(run: Path, manifest: RunManifest, statement: dict[str, Any], ou
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run.parent / 'plans.json'} is not a plan of nnU-Net ({error!r:.80}); restore it") from None
     dataset = _object(run.parent / "dataset.json")
-    dataset_json = {key: dataset[key] for key in _DATASET_KEYS if key in dataset}
+    dataset_json = {key: dataset[key] for key in checkpoints.DATASET_KEYS if key in dataset}
     atomic_files.write_json(model / "plans.json", plans)
     atomic_files.write_json(model / "dataset.json", dataset_json)
     plan = privacy_plans.load(run / privacy_plans.FROZEN_FILE_NAME)

@@ -45,7 +45,7 @@ class RunFolder:
         atomic_files.write_json(parent / "plans.json", self.prepared.plans)
         atomic_files.write_json(parent / "dataset.json", self.prepared.dataset_json)
         fingerprint = self.prepared.preprocessed / "dataset_fingerprint.json"
-        if fingerprint.is_file():
+        if fingerprint.is_file() and self.prepared.plan.fingerprint == "pooled":  # else it may be of another plan, and exact
             atomic_files.write_bytes(parent / fingerprint.name, fingerprint.read_bytes())
         self.prepared.plan.save(self.path / privacy_plans.FROZEN_FILE_NAME)
         manifest.save(self.path)
@@ -102,7 +102,7 @@ class RunFolder:
                 "plans": prepared.plans,
                 "configuration": prepared.configuration,
                 "fold": prepared.fold.name if prepared.fold.name == "all" else int(prepared.fold.name),
-                "dataset_json": prepared.dataset_json,
+                "dataset_json": {key: prepared.dataset_json[key] for key in checkpoints.DATASET_KEYS if key in prepared.dataset_json},
             },
             trainer_name=self.trainer_name,
             mirroring_axes=mirroring_axes,

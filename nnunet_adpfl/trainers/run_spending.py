@@ -22,7 +22,7 @@ class RunSpending:
     Attributes:
         run: its name, as in every line of its ledger.
         units: units of this site that it used; all of them where that cannot be told from cohort and splits.
-        events: what it spent, and where it took fewer steps than it declared also the rest of them (rule 10).
+        events: what it spent; where it took fewer steps than it declared, or repeated some, all that its plan paid for.
         releases: noisy fingerprints that its plan was made from -> their event; several runs share one.
         order, budget_epsilon, delta: of a run under a filter, its Renyi order and target; order None otherwise.
         is_private: False for training without clip and noise.
@@ -86,9 +86,8 @@ def _of_lines(
     events = [event for event in spent if "release" not in event]
     missing = int(first.get("declared_steps") or 0) - steps
     openly = {line.get("scope") for line in lines if line["event"] == "non_private"}
-    if missing > 0 and "training" not in openly:
-        # Its own list of noise levels is in its plan; the lowest one is in the start line, so this is an upper bound.
-        events.append({**first["largest_block"], "steps": missing})
+    if "training" not in openly and not ledger.went_as_declared(spent, first):
+        events = _declared(events, first, missing)
     filtered = first["composition"] == "rdp_filter"
     return RunSpending(
         run,
@@ -103,6 +102,13 @@ def _of_lines(
         missing <= 0 or "training" in openly,
         steps,
     )
+
+
+def _declared(events: list[Line], first: Line, missing: int) -> list[Line]:
+    """The most that a run could have spent that stopped early or repeated rounds: its plan with the reserve (rule 10)."""
+    if first.get("planned_events"):
+        return [dict(event) for event in first["planned_events"]]
+    return [*events, {**first["largest_block"], "steps": missing}] if missing > 0 else events
 
 
 def _digests(site: str, cohort: Cohort, splits: Sequence[Split]) -> dict[str, frozenset[str]]:

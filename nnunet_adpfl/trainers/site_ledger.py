@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ LOCAL_LOG_FILE_NAME = "local_log.jsonl"
 def odometer_of(preprocessed: Path, site: str) -> Odometer:
     """The odometer of a site's patients: nnUNet_preprocessed/DATASET/sites/SITE."""
     return Odometer(preprocessed / "sites" / site / odometers.FILE_NAME)
+
+
+def odometers_in(preprocessed: Path) -> list[Odometer]:
+    """Odometers of all sites that ever were in this data set."""
+    return [Odometer(path) for path in sorted(preprocessed.glob(f"sites/*/{odometers.FILE_NAME}"))]
 
 
 def open_ledger(
@@ -76,7 +82,7 @@ def pay_for_fingerprint(
     z, digest = release.noise_multiplier, ledgers.units_digest(units)
     first = {
         "composition": "declared", "unit": unit, "adjacency": "zero_out", "delta": delta, "target_epsilon": None,
-        "plan_hash": None, "units_digest": digest, "declared_steps": 0, "noise_source": "secure", "noise_terms": 4,
+        "plan_hash": None, "units_digest": digest, "nonce": _nonce(), "declared_steps": 0, "noise_source": "secure", "noise_terms": 4,
         "largest_block": accounting.poisson_gaussian(1.0, z, 1),
     }  # fmt: skip
     path = _fingerprint_ledger(preprocessed, site, release)
@@ -97,6 +103,12 @@ def check_fingerprint_paid(preprocessed: Path, site: str, units: Sequence[str], 
 
 def _fingerprint_ledger(preprocessed: Path, site: str, release: FingerprintRelease) -> Path:
     return preprocessed / "sites" / site / "fingerprints" / f"{release.release}.jsonl"
+
+
+def note_plan(preprocessed: Path, sites: Sequence[str], plans_digest: str, fingerprint: str) -> None:
+    """Note in every site's odometer how an nnU-Net plan was made: pooled, dp or public."""
+    for site in sites:
+        odometer_of(preprocessed, site).note_plan(plans_digest, fingerprint)
 
 
 def next_attempt(ledger: Ledger, round_index: int) -> int:
@@ -139,6 +151,9 @@ def _first_line(plan: PrivacyPlan, digest: str, mechanism: Mechanism, declared_s
         "plan_hash": plan.digest(),
         "units_digest": digest,
         "declared_steps": declared_steps,
+        "planned_events": mechanism.planned_events() if plan.is_private and not plan.is_data_driven else None,
+        "declarations": _declarations(plan),
+        "nonce": _nonce(),
         "noise_source": plan.noise_source,
         "noise_terms": plan.noise_terms,
         "largest_block": mechanism.largest_block(plan.rounds.local_steps) if plan.is_private else None,
@@ -165,11 +180,35 @@ def _note_fingerprint(ledger: Ledger, plan: PrivacyPlan) -> None:
 
 
 def _note_releases_without_guarantee(ledger: Ledger, plan: PrivacyPlan) -> None:
-    """Non-private training, and a plan made from exact sums over patients, are said in the ledger itself."""
+    """Non-private training, and a plan made from exact sums over patients, are said in the ledger itself.
+
+    That a plan was made without such sums counts only where `adpfl plan` noted so in every odometer: the privacy plan can
+    be edited by hand, that chain cannot.
+    """
     scopes = {line.get("scope") for line in ledger.content.lines if line["event"] == "non_private"}
-    if plan.fingerprint == "pooled" and "plan" not in scopes:
+    noted = all(plan.fingerprint in odometer.plan_kinds(plan.plans_digest) for odometer in ledger.odometers)
+    if (plan.fingerprint == "pooled" or not noted) and "plan" not in scopes:
         reason = "nnU-Net plan made from a pooled fingerprint without noise"
+        if plan.fingerprint != "pooled":
+            reason = f"nothing shows that the nnU-Net plan was made with --fingerprint {plan.fingerprint}"
         ledger.append({"event": "non_private", "scope": "plan", "reason": reason}, round_index=0, attempt=0)
     if not plan.is_private and "training" not in scopes:
         reason = "trained without clipping and noise"
         ledger.append({"event": "non_private", "scope": "training", "reason": reason}, round_index=0, attempt=0)
+
+
+def _declarations(plan: PrivacyPlan) -> list[str]:
+    """What the privacy plan declares and nothing here can check; said with every claim."""
+    found = []
+    if plan.initial_weights.kind == "public":
+        found.append(f"initial weights were declared public (sha256 {plan.initial_weights.sha256})")
+    if plan.fingerprint == "public":
+        found.append("the nnU-Net plan was declared public: made from another, public data set")
+    if plan.validation == "public":
+        found.append("validation patients were declared public")
+    return found
+
+
+def _nonce() -> str:
+    """Makes every later hash of the ledger unguessable, so that one which is sent commits to no list of patients."""
+    return secrets.token_hex(16)

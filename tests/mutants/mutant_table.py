@@ -25,6 +25,7 @@ KILLS = "federation/test_interruptions.py"
 FILTER = "privacy/test_rule_10_filter.py"
 SOURCES = "privacy/test_rule_07_noise_sources.py"
 CONTROL = "trainers/test_rule_10_noise_control.py"
+FINGERPRINT = "federation/test_noisy_fingerprint.py"
 TOTALS = "trainers/test_rule_11_patient_totals.py"
 AGGREGATION = "federation/test_aggregation.py"
 
@@ -547,8 +548,8 @@ MUTANTS = (
         (f"{FILTER}::test_rule_10_no_choice_of_noise_levels_exceeds_the_budget", f"{FILTER}::test_rule_10_the_filter_does_stop"),
     ),
     Mutant(
-        "a declared run chooses which levels it repeats", 10, "privacy/mechanism.py",
-        {"if not self.plan.is_data_driven and self.plan.noise_decay.plateaus > 1:": "if False:"},
+        "a declared run chooses which steps it repeats", 10, "privacy/mechanism.py",
+        {"            if self._within_planned_counts(events):\n": "            if _epsilon(self.plan, events) <= self.plan.epsilon:\n"},
         (f"{FILTER}::test_rule_10_a_declared_run_does_not_choose_which_of_its_levels_it_repeats",),
     ),
     Mutant(
@@ -583,6 +584,63 @@ MUTANTS = (
         {"    return [*fingerprint_events(plan), *steps]": "    return steps"},
         (f"{FILTER}::test_rule_13_the_noisy_fingerprint_is_composed_with_the_training",), quick=True,
     ),
+    Mutant("the cases of a patient are added up, not averaged", 13, "federation/noisy_fingerprint.py",
+        {"np.mean([answers[case] for case in names], axis=0)": "np.sum([answers[case] for case in names], axis=0)"},
+        (f"{FINGERPRINT}::test_rule_13_the_bound_is_reached",)),
+    Mutant("a vector that is too long is not scaled down", 13, "privacy/clipping.py",
+        {"(kept / np.maximum(norms, 1.0)).sum(axis=0)": "kept.sum(axis=0)"},
+        (f"{FINGERPRINT}::test_rule_13_a_vector_that_is_too_long_is_scaled_down",)),
+    Mutant("a vector that is not finite is multiplied by zero", 13, "privacy/clipping.py",
+        {"kept = vectors[np.isfinite(vectors).all(axis=1)]": "kept = vectors * np.isfinite(vectors).all(axis=1, keepdims=True)"},
+        (f"{FINGERPRINT}::test_rule_13_a_vector_that_is_not_finite_adds_nothing[inf]",)),
+    Mutant("every histogram has the full sensitivity", 13, "federation/public_bins.py",
+        {"math.sqrt(question.share / total)": "1.0"},
+        (f"{FINGERPRINT}::test_rule_13_one_patient_moves_the_sum_by_at_most_one[CT]",)),
+    Mutant("the norm of the encoding is forgotten", 13, "federation/public_bins.py",
+        {"np.asarray(root @ histogram) * (self.weights[question.name] / question.column_norm)":
+         "np.asarray(root @ histogram) * self.weights[question.name]"},
+        (f"{FINGERPRINT}::test_rule_13_one_patient_moves_the_sum_by_at_most_one[PNG]",)),
+    Mutant("the fingerprint gets half of its noise", 13, "privacy/mechanism.py",
+        {"add_gaussian_(total, z, generator, terms=4)": "add_gaussian_(total, z / 2, generator, terms=4)"},
+        (f"{FINGERPRINT}::test_rule_13_noise_has_the_paid_deviation_on_every_coordinate",)),
+    Mutant("a fingerprint's permit is not used up", 13, "privacy/mechanism.py",
+        {"z = permit.use(0)": "z = permit.noise_multipliers[0] if permit.noise_multipliers else permit.use(0)"},
+        (f"{FINGERPRINT}::test_rule_13_no_noise_without_a_permit_and_none_twice",)),
+    Mutant("all sites add the same noise", 13, "federation/noisy_fingerprint.py",
+        {'(randomness or SecretRandomness("secure")).noise(site, 0)': "np.random.default_rng(0)"},
+        (f"{FINGERPRINT}::test_rule_13_every_site_adds_noise_of_its_own_from_chacha",)),
+    Mutant("the event of a fingerprint is not written", 13, "trainers/site_ledger.py",
+        {'    ledger.append({**accounting.gaussian(z), "release": release.release}, round_index=0, attempt=0)\n': ""},
+        (f"{FINGERPRINT}::test_rule_13_paid_in_ledger_and_odometer_before_there_is_noise",)),
+    Mutant("noisy histograms are stored before they are paid for", 13, "federation/noisy_fingerprint.py",
+        {"    permit = site_ledger.pay_for_fingerprint(":
+         '    atomic_files.write_bytes(stored_file(preprocessed, site, release), b"early", private=True)\n'
+         "    permit = site_ledger.pay_for_fingerprint("},
+        (f"{FINGERPRINT}::test_rule_13_paid_in_ledger_and_odometer_before_there_is_noise",)),
+    Mutant("changed data are answered by the old release", 13, "federation/noisy_fingerprint.py",
+        {"content = [state, cohort.digest()": "content = [cohort.digest()"},
+        (f"{FINGERPRINT}::test_rule_13_using_it_again_is_free_until_data_or_noise_change",)),
+    Mutant("every release has the same name", 13, "federation/noisy_fingerprint.py",
+        {'release=f"fingerprint-{secrets.token_hex(4)}"': 'release="fingerprint-0"'},
+        (f"{FINGERPRINT}::test_rule_13_using_it_again_is_free_until_data_or_noise_change",)),
+    Mutant("a release is used without its payment", 13, "federation/noisy_fingerprint.py",
+        {"        site_ledger.check_fingerprint_paid(preprocessed, site, cohort.units(site), release)\n": ""},
+        (f"{FINGERPRINT}::test_rule_13_what_was_not_paid_for_or_is_damaged_is_not_used",)),
+    Mutant("a new release is paid for although a run needs the plan", 13, "federation/noisy_fingerprint.py",
+        {"    asked.before_paying()\n": ""},
+        (f"{FINGERPRINT}::test_rule_13_refused_before_it_is_paid_where_a_run_needs_the_plan",)),
+    Mutant("the planner counts the cases of all patients", 13, "nnunet_compat/planning.py",
+        {'planner.dataset_json = {**planner.dataset_json, "numTraining": declared_cases}': "pass"},
+        (f"{FINGERPRINT}::test_planning_looks_at_no_file_and_no_count_of_cases",)),
+    Mutant("exact statistics of an earlier pooled plan are kept", 13, "federation/noisy_fingerprint.py",
+        {"    examination.note_checked(preprocessed, state)\n": ""},
+        (f"{FINGERPRINT}::test_no_exact_number_of_a_patient_is_written",)),
+    Mutant("a privacy plan may name a cheaper fingerprint than was paid for", 13, "trainers/site_ledger.py",
+        {'if paid is None or paid.get("noise_multiplier") != release.noise_multiplier:': "if False:"},
+        (f"{FINGERPRINT}::test_rule_13_a_privacy_plan_cannot_name_a_cheaper_fingerprint",)),
+    Mutant("a privacy plan with another fingerprint's event is kept", 13, "experiments/pipeline.py",
+        {"fingerprints[0] != fingerprints[1]": "found.fingerprint != planned.fingerprint"},
+        (f"{FINGERPRINT}::test_rule_13_a_run_planned_with_noise_has_a_formal_guarantee",)),
     # Rule 11: budget and ledger
     Mutant(
         "forgotten ledger line", 11, "privacy/mechanism.py",
@@ -673,7 +731,7 @@ MUTANTS = (
     ),
     Mutant(
         "an abandoned run counts with what it spent", 11, "trainers/run_spending.py",
-        {'if missing > 0 and "training" not in openly:': "if False:"},
+        {'if "training" not in openly and not ledger.went_as_declared(spent, first):': "if False:"},
         (f"{TOTALS}::test_rule_11_an_abandoned_run_counts_as_declared",),
     ),
     Mutant(
@@ -694,7 +752,7 @@ MUTANTS = (
     ),
     Mutant(
         "a shared fingerprint hides another one", 13, "trainers/patient_totals.py",
-        {"        releases |= run.releases": "        releases = dict(run.releases)"},
+        {"        for name, event in run.releases.items():": "        releases.clear()\n        for name, event in run.releases.items():"},
         (f"{TOTALS}::test_rule_13_a_noisy_fingerprint_is_counted_once_for_all_runs_that_used_it",),
     ),
     Mutant(

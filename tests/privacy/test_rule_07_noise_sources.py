@@ -86,4 +86,4 @@ def test_rule_07_the_plan_decides_how_many_gaussians_are_added(tmp_path: Path) -
         folder = tmp_path / str(terms)
         permit = mechanism.authorise(start_ledger(folder, mechanism.plan), 0, 1, round_index=0, attempt=0)
         mechanism.release(ClippedSum({"w": torch.zeros(1000)}), permit, "a", 0, Counting(3))
-    assert drawn == {1: 1000, 4: 4000}
+    assert drawn == {1: 1000 + 1, 4: 4000 + 1}  # and one for the count

@@ -24,7 +24,10 @@ def test_there_are_two_libraries() -> None:
 def test_rule_09_an_outsider_recomputes_epsilon(
     program: str, fingerprint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mechanism = make_mechanism(noise_decay={"plateaus": 3, "final_ratio": 0.8}, noise_multiplier=2.0)
+    release = {"fingerprint": "dp", "fingerprint_release": {"release": "fingerprint-1", "noise_multiplier": 2.0}}
+    mechanism = make_mechanism(
+        noise_decay={"plateaus": 3, "final_ratio": 0.8}, noise_multiplier=3.0, **(release if fingerprint else {})
+    )
     ledger = start_ledger(tmp_path, mechanism.plan)
     if fingerprint:
         ledger.append({**accounting.gaussian(2.0), "release": "fingerprint-1"}, round_index=0, attempt=0)

@@ -164,6 +164,6 @@ def test_rule_10_a_declared_run_does_not_choose_which_of_its_levels_it_repeats(t
     last = mechanism.plan.steps // 4 + mechanism.plan.reserve_steps
     for attempt in range(last):
         mechanism.authorise(ledger, 19, 1, round_index=19, attempt=attempt)
-    with pytest.raises(BudgetExhaustedError, match="beyond the planned ones"):
+    with pytest.raises(BudgetExhaustedError, match="beyond the 20 planned ones and the reserve of 4"):
         mechanism.authorise(ledger, 19, 1, round_index=19, attempt=last)
     mechanism.authorise(ledger, 0, 1, round_index=0, attempt=0)

@@ -15,6 +15,7 @@ from hostile_files import Balloon, Canary, compressed
 from workspace import PLANS, Workspace, read, weights
 
 from nnunet_adpfl import json_files, tensor_files
+from nnunet_adpfl.cohort import Cohort, CohortEntry
 from nnunet_adpfl.errors import AdpflError, InputError
 from nnunet_adpfl.federation import plans as plan_files
 from nnunet_adpfl.federation import raw_cases
@@ -22,6 +23,7 @@ from nnunet_adpfl.nnunet_compat.foreign_plans import check_foreign_plans
 from nnunet_adpfl.nnunet_compat.prediction import load_model
 from nnunet_adpfl.privacy import summary
 from nnunet_adpfl.trainers import checkpoint as checkpoints
+from nnunet_adpfl.trainers.release import export_run
 
 
 def refused(call: Callable[[], Any], reason: str) -> None:
@@ -133,6 +135,26 @@ def test_rule_15_names_in_plans_of_others_stay_names(name: str, workspace: Works
     for changed in ({**plans, "plans_name": name}, {**plans, "configurations": {name: plans["configurations"]["2d"]}}):
         with pytest.raises(ValueError, match="cannot name a file"):
             check_foreign_plans(changed)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a\\b", ".hidden", "", "a\nb", "x" * 201])
+def test_rule_15_names_of_cases_and_data_sets_lead_nowhere(name: str, workspace: Workspace) -> None:
+    """Files are named after them: labels, preprocessed cases, predictions, a release."""
+    with pytest.raises(InputError, match="cannot name a file"):
+        Cohort("patient", {name: CohortEntry("p", "s")})
+    raw = workspace.base / "own_raw"
+    raw.mkdir()
+    entry = {"images": ["i.nii.gz"], "label": "l.nii.gz"}
+    content = {"labels": {"background": 0}, "channel_names": {"0": "x"}, "numTraining": 1, "file_ending": ".nii.gz"}
+    for changes in ({"dataset": {name: entry}}, {"file_ending": f"/{name}.png"}):
+        (raw / "dataset.json").write_text(json.dumps({**content, **changes}))
+        refused(lambda: raw_cases.load(raw), "cannot name a file|is no ending")
+    run = workspace.train("2d", rounds=1)
+    manifest = read(run / "run.json")
+    for field in ("dataset", "plans", "configuration"):
+        (run / "run.json").write_text(json.dumps({**manifest, field: name}))
+        refused(lambda: export_run(run, workspace.base / "out"), f"{field} is .* names nothing")
+    assert not (workspace.base / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["NaN", '{"a": -Infinity}', '{"a": 1e999}', "[" * 200_000, '"\\ud800"', "{", ""])
