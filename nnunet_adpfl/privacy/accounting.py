@@ -59,20 +59,24 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     return float(_composed(accountant, merged).get_epsilon(delta))
 
 
-def epsilon_rdp(events: Iterable[Event], delta: float, order: float | None = None) -> float:
+def epsilon_rdp(events: Sequence[Event], delta: float, order: float | None = None) -> float:
     """The same by Renyi DP; with ``order`` at that fixed order alone, as a privacy filter has to report."""
     merged = _merge(events)
     if not merged:
         return 0.0
-    orders = (
-        [order] if order is not None else [1 + x / 10.0 for x in range(1, 100)] + list(range(11, 64)) + [128, 256, 512]
-    )
+    if order is not None:
+        return epsilon_of_rdp(rdp(events, order), delta, order)
+    orders = [1 + x / 10.0 for x in range(1, 100)] + list(range(11, 64)) + [128, 256, 512]
     return float(_composed(RdpAccountant(orders, _RELATION), merged).get_epsilon(delta))
 
 
-def rdp(events: Iterable[Event], order: float) -> float:
-    """Renyi divergence of all events together at one order."""
-    return float(_composed(RdpAccountant([order], _RELATION), _merge(events)).rdp[0])
+def rdp(events: Sequence[Event], order: float) -> float:
+    """Renyi divergence of all events together at one order; infinite where rounding spoils it (extreme noise)."""
+    merged = _merge(events)
+    found = float(_composed(RdpAccountant([order], _RELATION), merged).rdp[0])
+    if not merged:
+        return 0.0
+    return found if math.isfinite(found) and found > 0 else math.inf
 
 
 def epsilon_of_rdp(divergence: float, delta: float, order: float) -> float:
@@ -146,7 +150,7 @@ def best_filter_order(
     """
 
     def cost(order: float) -> float:
-        def measure(events: Iterable[Event], delta: float) -> float:
+        def measure(events: Sequence[Event], delta: float) -> float:
             return epsilon_rdp(events, delta, order)
 
         if noise_multiplier is not None:

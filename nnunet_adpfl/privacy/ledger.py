@@ -170,11 +170,12 @@ def spending_events(content: ChainContent, path: Path) -> list[Line]:
             )
         if line["event"] in accounting.SPENDING_EVENTS:
             accounting.check_event(line)
-            if not all(type(line.get(name)) is int and line[name] >= 0 for name in ("round", "attempt")):
+            known = [name for name in ("round", "attempt") if name in line or line["event"] != "recovered"]  # a release drops them
+            if len(known) == 1 or not all(type(line.get(name)) is int and line[name] >= 0 for name in known):
                 raise PrivacyRefusedError(f"{path}: an event belongs to no round or attempt; restore the file")
             events.append(line)
     if content.torn is not None:
-        events.append({**announced_event(content.torn, first), "event": "recovered"})
+        events.append({**announced_event(content.torn, first), "event": "recovered", "round": 0, "attempt": 0})
     return events
 
 

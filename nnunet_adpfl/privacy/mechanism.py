@@ -285,7 +285,7 @@ def _planned_events(plan: PrivacyPlan, base: float, *, fingerprint: bool = True)
     if plan.reserve_steps:
         levels.append((schedule.noise_multiplier_at(plan.steps - 1, base), plan.reserve_steps))
     steps = [accounting.poisson_gaussian(plan.sampling_rate, z, n) for z, n in levels]
-    return [*fingerprint_events(plan), *steps] if fingerprint else steps
+    return [*(fingerprint_events(plan) if fingerprint else ()), *steps]
 
 
 def _counted(events: Sequence[accounting.Event]) -> Counter[tuple[str, float, float]]:

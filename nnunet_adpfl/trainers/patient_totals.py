@@ -104,7 +104,7 @@ def check_odometers(preprocessed: Path, cohort: Cohort) -> None:
         for name in cohort.sites if site == ALL_SITES else [site]:
             if not site_ledger.odometer_of(preprocessed, name).knows(run, site):
                 raise PrivacyRefusedError(
-                    f"the odometer of site {name} does not know the run of {path}: restore {preprocessed / 'sites'}, without it "
+                    f"the odometer of site {name} does not know run {run} ({path}): restore {preprocessed / 'sites'}, without it "
                     "the sum over all runs is unknown"
                 )
 

@@ -137,7 +137,7 @@ def test_rule_11_a_spent_budget_stops_before_the_first_step(site: Site) -> None:
     task = one_site.first_task(site)
     for number in range(5):  # steps and reserve of the plan, all for the first round
         run_site_round(replace(task, clip_norm=1.0 + number), site)
-    with pytest.raises(BudgetExhaustedError, match="above the target 8"):
+    with pytest.raises(BudgetExhaustedError, match="target epsilon 8 pays for"):
         run_site_round(replace(task, clip_norm=9.0), site)
     assert engine.steps == steps_paid(ledger_of(site)) == 10
 
@@ -168,8 +168,15 @@ REFUSED: dict[str, tuple[Callable[[RoundTask], RoundTask], str]] = {
     "more steps than planned": (lambda task: replace(task, steps=7), "beyond the 6 planned"),
     "more steps than a round has": (lambda task: replace(task, steps=3), "rounds of 2"),
     "steps beyond those declared": (lambda task: replace(task, declared_steps=1), "declared to have 1 steps"),
-    "no step": (lambda task: replace(task, steps=0), "beyond the 6 planned"),
-    "negative step": (lambda task: replace(task, first_step=-1), "beyond the 6 planned"),
+    "no step": (lambda task: replace(task, steps=0), "0 steps, the privacy plan has rounds of 2"),
+    "a round that is no number": (lambda task: replace(task, round=0.5), "round is 0.5"),
+    "a round below zero": (lambda task: replace(task, round=-1), "round is -1"),
+    "more declared steps than planned": (lambda task: replace(task, declared_steps=10**9), "beyond the 6 planned|declared_steps is"),
+    "declared steps that are no whole number": (lambda task: replace(task, declared_steps=6.0), "declared_steps is 6.0"),
+    "fewer steps than a round has": (lambda task: replace(task, steps=1), "1 steps, the privacy plan has rounds of 2"),
+    "steps that were not reached": (lambda task: replace(task, first_step=2), "begins at step 2, the rounds before took 0"),
+    "a level of noise that is no number": (lambda task: replace(task, noise_level=True), "noise_level is True"),
+    "negative step": (lambda task: replace(task, first_step=-1), "first_step is -1"),
     "clip norm above its limit": (lambda task: replace(task, clip_norm=1e9), "refuses clip norm"),
     "clip norm below its limit": (lambda task: replace(task, clip_norm=0.0), "refuses clip norm"),
     "clip norm not a number": (lambda task: replace(task, clip_norm=math.nan), "refuses clip norm"),
@@ -218,3 +225,15 @@ def test_reset_optimizer_state_leaves_nothing_behind(workspace: Workspace) -> No
     task = one_site.first_task(site)
     run_site_round(task, site)
     assert not list(site.folder.glob("optimizer*"))
+
+
+def test_rule_12_the_head_of_a_ledger_cannot_be_guessed(workspace: Workspace) -> None:
+    """A site sends it with every update; without a secret in it, it would tell whether a guessed list of patients is the true one."""
+    heads, nonces = set(), set()
+    for number in range(2):
+        site = one_site.make(workspace)
+        site = replace(site, folder=workspace.base / str(number) / "sites" / site.name)
+        heads.add(run_site_round(one_site.first_task(site, run=f"run {number}"), site).ledger_head)
+        nonces.add(read_lines(site.folder / "privacy_ledger.jsonl")[0]["nonce"])
+    assert len(nonces) == len(heads) == 2
+    assert all(len(bytes.fromhex(nonce)) == 16 for nonce in nonces)

@@ -184,7 +184,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def spent(preprocessed: Path, site: str) -> list[str]:
     """Releases that a site's odometer has counted."""
     entries = lines(preprocessed / "sites" / site / "privacy_odometer.jsonl")
-    return [entry["run"] for entry in entries if entry["line"]["event"] == "gaussian"]
+    return [entry["run"] for entry in entries if "line" in entry and entry["line"]["event"] == "gaussian"]
 
 
 class PaidFirst(InjectedRandomness):

@@ -23,7 +23,7 @@ from nnunet_adpfl.federation import raw_cases
 from nnunet_adpfl.federation.planning import PlanningChoices, adapted_plans, prepare_dataset
 from nnunet_adpfl.federation.privacy_planning import PrivacyChoices, make_privacy_plan
 from nnunet_adpfl.privacy import plan as privacy_plans
-from nnunet_adpfl.trainers import prepared_fold
+from nnunet_adpfl.trainers import prepared_fold, site_ledger
 
 NAME = tiny_dataset.NAME
 
@@ -147,7 +147,8 @@ def test_public_plans_use_no_patient(tiny: Path, nnunet_folders: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "cannot be read"), ("{", "not a plans file"), ("[]", "not a plans file"), ('{"plans_name": 3}', "not a plans file"),
-     ('{"plans_name": "a", "configurations": {}, "foreground_intensity_properties_per_channel": {"0": {}, "1": {}}}', "2 channels"),
+     ('{"plans_name": "a", "dataset_name": "Dataset700_Other", "configurations": {}, '
+      '"foreground_intensity_properties_per_channel": {"0": {}, "1": {}}}', "2 channels"),
      ],
 )  # fmt: skip
 def test_bad_public_plans(tiny: Path, nnunet_folders: Path, content: str | None, message: str) -> None:
@@ -238,7 +239,7 @@ def test_broken_raw_data_is_one_line_and_writes_nothing(tiny: Path, nnunet_folde
     assert snapshot(nnunet_folders / "preprocessed") == {}
 
 
-def _trained(folder: Path, **manifest: str) -> None:
+def _trained(folder: Path, **manifest: Any) -> None:
     folder.mkdir(parents=True)
     (folder / "checkpoint_final.pth").write_bytes(b"")
     if manifest:
@@ -267,13 +268,12 @@ def test_the_cohort_of_a_run_is_not_overwritten(tiny: Path, nnunet_folders: Path
     merged = Cohort("patient", {case: CohortEntry(entry.unit, "one") for case, entry in planned.cohort.cases.items()})
     merged.save(tiny)
     compared = nnunet_folders / "results" / NAME / "adpfl_compare" / "x" / "adp-fl" / "seed_0"
-    _trained(compared, plans="nnUNetPlans", configuration="2d")
+    _trained(compared, **dict.fromkeys(("kind", "run", "dataset", "trainer", "fold", "plan_hash", "device"), "x"), seed=0,
+             plans="nnUNetPlans", configuration="2d")  # fmt: skip
     with pytest.raises(InputError, match=r"cohort.json would change, but .*seed_0 was trained with it"):
         prepare_dataset(NAME, ["2d"])
     (compared / "run.json").unlink()
-    odometer = planned.preprocessed / "sites" / "site-a" / "privacy_odometer.jsonl"
-    odometer.parent.mkdir(parents=True)
-    odometer.write_text("{}\n")
+    site_ledger.odometer_of(planned.preprocessed, "site-a").record({"run": "r", "site": "site-a", "hash": "h"}, "units")
     with pytest.raises(InputError, match="counts what was spent"):
         prepare_dataset(NAME, ["2d"])
     assert cohorts.load(planned.preprocessed).digest() == planned.cohort.digest()

@@ -266,7 +266,7 @@ CONTINUED: dict[str, tuple[Callable[[Workspace, Path], Any], str]] = {
     "ledger and odometer gone": (hide_spending, "privacy_ledger.jsonl is missing"),
     "odometer missing": (lambda workspace, _: odometer_of(workspace).unlink(), "does not know run"),
     "odometer edited": (
-        lambda workspace, _: change_line(odometer_of(workspace), 2, '"steps": 2', '"steps": 1'), "line 3 was edited",
+        lambda workspace, _: change_line(odometer_of(workspace), 3, '"steps": 2', '"steps": 1'), "line 4 was edited",
     ),
     "odometer shorter": (lambda workspace, _: drop_line(odometer_of(workspace), -1), "differs from what was recorded"),
     "manifest missing": (lambda _, run: (run / "run.json").unlink(), "holds no run.json"),

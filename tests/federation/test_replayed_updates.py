@@ -73,7 +73,10 @@ def with_first(update: SiteUpdate, change: Callable[[np.ndarray], Any]) -> SiteU
     return replace(update, weights={**update.weights, name: change(update.weights[name])})
 
 
-@pytest.mark.parametrize("case", TAMPERED)
+QUICK = ("an older round under this one's number", "twice", "other weights", "a count that is no number")
+
+
+@pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in TAMPERED])
 def test_rule_15_the_server_refuses_it_and_averages_the_same_bits(
     case: str, workspace: Workspace, undisturbed: Result, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -310,6 +310,7 @@ def test_rule_04_records_hold_declared_figures_alone(finished: Workspace) -> Non
 def test_rule_11_every_run_on_the_same_patients_is_in_the_odometer(finished: Workspace) -> None:
     for site in SITES:
         entries = read_lines(finished.preprocessed / "sites" / site / "privacy_odometer.jsonl")
+        assert entries.pop(0)["event"] == "plan"
         assert len({entry["run"] for entry in entries}) == 3
         assert steps_paid([entry["line"] for entry in entries]) == 2 * STEPS
         assert len({entry["units_digest"] for entry in entries}) == 1

@@ -26,7 +26,7 @@ from source_readers import source_readers
 EXAMPLES = int(os.environ.get("ADPFL_FUZZ", "12"))
 LARGE = "ADPFL_FUZZ" in os.environ
 COUNTS = os.environ.get("ADPFL_FUZZ_COUNTS")
-pytestmark = pytest.mark.fuzz
+pytestmark = [pytest.mark.fuzz, pytest.mark.slow]
 READERS = (
     "stored update", "optimizer state",
     "privacy ledger", "privacy ledger of a run", "privacy ledger, resumed", "privacy odometer", "checkpoint of a run",

@@ -26,6 +26,10 @@ FILTER = "privacy/test_rule_10_filter.py"
 SOURCES = "privacy/test_rule_07_noise_sources.py"
 CONTROL = "trainers/test_rule_10_noise_control.py"
 FINGERPRINT = "federation/test_noisy_fingerprint.py"
+FILES = "trainers/test_rule_15_files.py"
+INSTALL = "trainers/test_installation.py"
+MODES = "trainers/test_rule_12_file_modes.py"
+TAMPERED = "privacy/test_rule_11_tampered_ledgers.py"
 TOTALS = "trainers/test_rule_11_patient_totals.py"
 AGGREGATION = "federation/test_aggregation.py"
 
@@ -337,8 +341,8 @@ MUTANTS = (
     Mutant(
         "noise that is not Gaussian", 7, "privacy/noise.py",
         {
-            "generator.standard_normal(sample.shape, dtype=precision)": (
-                "generator.uniform(-(3**0.5), 3**0.5, sample.shape).astype(precision)"
+            "sample += generator.standard_normal(part.numel())": (
+                "sample += generator.uniform(-(3**0.5), 3**0.5, part.numel())"
             )
         },
         (f"{NOISE}::test_rule_07_shape_is_gaussian",),
@@ -365,6 +369,21 @@ MUTANTS = (
         "four Gaussians are asked for, one is added", 7, "privacy/mechanism.py",
         {"generator, self.plan.noise_terms)": "generator)"},
         (f"{SOURCES}::test_rule_07_the_plan_decides_how_many_gaussians_are_added",),
+    ),
+    Mutant(
+        "sums leave with all their last bits", 7, "privacy/noise.py",
+        {"part.copy_(on_grid(noisy, standard_deviation))": "part.copy_(noisy)"},
+        (f"{SOURCES}::test_rule_07_what_leaves_lies_on_a_public_grid",), quick=True,
+    ),
+    Mutant(
+        "the grid depends on the sum", 7, "privacy/noise.py",
+        {"math.log2(standard_deviation)": "math.log2(float(noisy.abs().max()))"},
+        (f"{SOURCES}::test_rule_07_what_leaves_lies_on_a_public_grid",),
+    ),
+    Mutant(
+        "no noise at all is accepted", 7, "privacy/noise.py",
+        {"if not (math.isfinite(standard_deviation) and standard_deviation > 0):": "if False:"},
+        (f"{SOURCES}::test_rule_07_noise_of_no_size_is_refused",),
     ),
     Mutant(
         "one tensor without noise", 7, "privacy/mechanism.py",
@@ -440,9 +459,7 @@ MUTANTS = (
     ),
     Mutant(
         "the count is released without noise", 8, "privacy/mechanism.py",
-        {"noisy_count = summed.centred_count + count_noise * float(generator.standard_normal(dtype=np.float64))": (
-            "noisy_count = summed.centred_count"
-        )},
+        {"noisy_count = noisy_number(summed.centred_count, count_noise, generator)": "noisy_count = summed.centred_count"},
         (f"{NOISE}::test_rule_08_the_centred_count_is_noised_and_paid_for",),
     ),
     Mutant(
@@ -499,7 +516,7 @@ MUTANTS = (
     ),
     Mutant(
         "the plan made from pooled statistics is not mentioned", 13, "trainers/site_ledger.py",
-        {'if plan.fingerprint == "pooled" and "plan" not in scopes:': "if False:"},
+        {'if (plan.fingerprint == "pooled" or not noted) and "plan" not in scopes:': "if False:"},
         (f"{ROUNDS}::test_rule_09_run_ends_with_checkpoint_records_and_ledgers_within_the_target[nnUNetTrainerADP]",),
     ),
     Mutant(
@@ -519,12 +536,12 @@ MUTANTS = (
     ),
     Mutant(
         "a run that was stopped early reports what it spent", 10, "privacy/summary.py",
-        {"realised_holds = complete and not filtered": "realised_holds = not filtered"},
+        {"realised_holds = ledger.went_as_declared(events, first) and not filtered": "realised_holds = not filtered"},
         (f"{ROUNDS}::test_rule_10_a_run_that_stopped_early_reports_the_declared_epsilon",),
     ),
     Mutant(
         "a data-driven run is reported by PLD over its realised noise", 10, "privacy/summary.py",
-        {"realised_holds = complete and not filtered": "realised_holds = complete",
+        {"realised_holds = ledger.went_as_declared(events, first) and not filtered": "realised_holds = complete",
          "        return accounting.epsilon_rdp(events, float(first[\"delta\"]), float(first[\"order\"]))":
          "        return accounting.epsilon(events, float(first[\"delta\"]))"},
         (f"{FILTER}::test_rule_10_the_filters_bound_is_reported_not_what_was_realised",), quick=True,
@@ -544,7 +561,11 @@ MUTANTS = (
     ),
     Mutant(
         "a data-driven run needs no filter while it took no more steps than planned", 10, "privacy/mechanism.py",
-        {"if not self.plan.is_data_driven and self._within_planned_counts(events):": "if sum(e['steps'] for e in events) <= self.plan.steps:"},
+        {"        spent = _epsilon(self.plan, events)\n": (
+            "        if sum(event['steps'] for event in events) <= self.plan.steps:\n"
+            "            return\n"
+            "        spent = _epsilon(self.plan, events)\n"
+        )},
         (f"{FILTER}::test_rule_10_no_choice_of_noise_levels_exceeds_the_budget", f"{FILTER}::test_rule_10_the_filter_does_stop"),
     ),
     Mutant(
@@ -581,7 +602,7 @@ MUTANTS = (
     # Rule 13: the fingerprint
     Mutant(
         "the noisy fingerprint is not in the calibration", 13, "privacy/mechanism.py",
-        {"    return [*fingerprint_events(plan), *steps]": "    return steps"},
+        {"    return [*(fingerprint_events(plan) if fingerprint else ()), *steps]": "    return steps"},
         (f"{FILTER}::test_rule_13_the_noisy_fingerprint_is_composed_with_the_training",), quick=True,
     ),
     Mutant("the cases of a patient are added up, not averaged", 13, "federation/noisy_fingerprint.py",
@@ -724,6 +745,61 @@ MUTANTS = (
         (f"{LEDGER}::test_rule_11_too_little_declared_noise_is_refused",),
     ),
     Mutant(
+        "a repeated round is reported with what it realised", 11, "privacy/ledger.py",
+        {"return paid == steps_taken(events) and steps_taken(events) >=": "return steps_taken(events) >="},
+        (f"{TOTALS}::test_rule_11_a_repeated_round_makes_the_target_hold",),
+    ),
+    Mutant(
+        "a server may take the first steps again and again", 11, "federation/client.py",
+        {"if site.mechanism.is_private and task.first_step != before:": "if False:"},
+        (f"{CLIENT}::test_rule_15_tasks_that_do_not_fit_are_refused_unpaid[steps that were not reached]",),
+    ),
+    Mutant(
+        "a server may declare more steps than planned", 15, "federation/client.py",
+        {"if end > plan.steps or task.declared_steps > plan.steps:": "if end > plan.steps:"},
+        (f"{CLIENT}::test_rule_15_tasks_that_do_not_fit_are_refused_unpaid[more declared steps than planned]",),
+    ),
+    Mutant(
+        "a server may send anything as a number", 15, "federation/client.py",
+        {"if type(value) is not int or not 0 <= value <= accounting.MOST_STEPS:": "if False:"},
+        (f"{CLIENT}::test_rule_15_tasks_that_do_not_fit_are_refused_unpaid[a round that is no number]",),
+    ),
+    Mutant(
+        "a server may ask for single steps", 15, "federation/client.py",
+        {"task.steps != min(plan.rounds.local_steps, task.declared_steps - task.first_step)": "task.steps > plan.rounds.local_steps"},
+        (f"{CLIENT}::test_rule_15_tasks_that_do_not_fit_are_refused_unpaid[fewer steps than a round has]",),
+    ),
+    Mutant(
+        "a privacy plan may call any nnU-Net plan public", 13, "trainers/site_ledger.py",
+        {'if (plan.fingerprint == "pooled" or not noted) and': 'if plan.fingerprint == "pooled" and'},
+        (f"{TOTALS}::test_rule_13_a_privacy_plan_cannot_call_a_pooled_plan_public",),
+    ),
+    Mutant(
+        "of one fingerprint with two noises the cheaper counts", 13, "trainers/patient_totals.py",
+        {"releases[name] = min(known, event, key=_noise)": "releases[name] = max(known, event, key=_noise)"},
+        (f"{TOTALS}::test_rule_13_of_one_fingerprint_with_two_noises_the_dearer_counts",),
+    ),
+    Mutant(
+        "a lost odometer is an empty one", 11, "trainers/patient_totals.py",
+        {"if not site_ledger.odometer_of(preprocessed, name).knows(run, site):": "if False:"},
+        (f"{TOTALS}::test_rule_11_a_lost_odometer_is_noticed",),
+    ),
+    Mutant(
+        "a renamed site leaves the sum", 11, "trainers/patient_totals.py",
+        {"if odometer.path.parent.name not in cohort.sites and odometer.counts_a_run():": "if False:"},
+        (f"{TOTALS}::test_rule_11_a_site_that_the_cohort_forgot_is_noticed",),
+    ),
+    Mutant(
+        "declarations are not said with the claim", 16, "trainers/site_ledger.py",
+        {'"declarations": _declarations(plan),': '"declarations": [],'},
+        (f"{TOTALS}::test_rule_16_what_is_declared_is_said_with_the_claim",),
+    ),
+    Mutant(
+        "heads of ledgers commit to the list of patients", 12, "trainers/site_ledger.py",
+        {"return secrets.token_hex(16)": 'return "0"'},
+        (f"{CLIENT}::test_rule_12_the_head_of_a_ledger_cannot_be_guessed",),
+    ),
+    Mutant(
         "earlier runs are not added up", 11, "trainers/patient_totals.py",
         {"    largest = [group for group in groups if not any(group < other for other in groups)]":
          "    largest = [frozenset([index]) for group in groups for index in group]"},
@@ -804,7 +880,7 @@ MUTANTS = (
     ),
     Mutant(
         "a checkpoint is written over the last one", 11, "trainers/checkpoint.py",
-        {"atomic_files.write_bytes(path, buffer.getbuffer())": "path.write_bytes(buffer.getbuffer())"},
+        {"atomic_files.write_bytes(path, buffer.getbuffer(), private=private)": "path.write_bytes(buffer.getbuffer())"},
         (f"{KILLS}::test_rule_11_a_full_disk_leaves_the_previous_checkpoint_readable",),
     ),
     # Rule 12: what is released
@@ -836,7 +912,7 @@ MUTANTS = (
         (f"{RELEASE}::test_rule_12_keys_of_released_files_are_listed",),
     ),
     Mutant(
-        "export names the exact number of cases", 12, "trainers/release.py",
+        "export names the exact number of cases", 12, "trainers/checkpoint.py",
         {'"name", "description",': '"name", "description", "numTraining",'},
         (f"{RELEASE}::test_rule_12_keys_of_released_files_are_listed",),
     ),
@@ -857,7 +933,8 @@ MUTANTS = (
     ),
     # Rule 15: the trust boundary
     Mutant(
-        "checkpoints may execute code", 15, "trainers/checkpoint.py", {"weights_only=True": "weights_only=False"},
+        "checkpoints may execute code", 15, "tensor_files.py",
+        {"weights_only=True": "weights_only=False", "        _check_archive(path, size, numpy_scalars)\n": ""},
         (f"{START}::test_rule_15_a_checkpoint_is_read_without_executing_anything",),
     ),
     Mutant(
@@ -875,6 +952,60 @@ MUTANTS = (
         {"        _check(update, self._wanted)\n": ""},
         (f"{AGGREGATION}::test_rule_15_updates_that_do_not_fit_are_refused_and_add_nothing",),
     ),
+    Mutant("a compressed checkpoint is unpacked", 15, "tensor_files.py",
+        {'entry.compress_type != zipfile.ZIP_STORED for': 'False for', 'sum(e.file_size for e in entries) > size': 'False'},
+        (f"{FILES}::test_rule_15_initial_weights_that_would_fill_the_memory[compressed]",)),
+    Mutant("a checkpoint may name any class", 15, "tensor_files.py",
+        {'opcode.name == "GLOBAL" and argument not in allowed': 'False'},
+        (f"{FILES}::test_rule_15_initial_weights_that_would_fill_the_memory[balloon]",)),
+    Mutant("a checkpoint may have any size", 15, "tensor_files.py",
+        {'if most_bytes is not None and size > most_bytes:': 'if False:'},
+        (f"{FILES}::test_rule_15_initial_weights_that_would_fill_the_memory[large]",)),
+    Mutant("tensors that are larger than their file", 15, "trainers/checkpoint.py",
+        {'        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()\n': ''},
+        (f"{INSTALL}::test_rule_15_checkpoints_that_are_no_release[stretched]",)),
+    Mutant("plans of others may name any function", 15, "nnunet_compat/foreign_plans.py",
+        {'return isinstance(name, str) and library.fullmatch(name) is not None': 'return isinstance(name, str)'},
+        (f"{FILES}::test_rule_15_plans_of_others_name_classes_of_nnunet_alone",)),
+    Mutant("links in an archive are followed", 15, "trainers/release_archive.py",
+        {'if kind not in (0, stat.S_IFREG) or entry.flag_bits & 0x1:': 'if False:'},
+        (f"{INSTALL}::test_rule_15_links_and_devices",)),
+    Mutant("an archive's sizes are believed", 15, "trainers/release_archive.py",
+        {'if written > most:': 'if False:'},
+        (f"{INSTALL}::test_rule_15_archives_that_adpfl_export_does_not_write[bomb]",)),
+    Mutant("names that differ in case overwrite each other", 15, "trainers/release_archive.py",
+        {'.casefold()': ''},
+        (f"{INSTALL}::test_rule_15_archives_that_adpfl_export_does_not_write[two spellings]",)),
+    Mutant("a release's claim is believed", 12, "trainers/installation.py",
+        {'    if differing is not None:\n        raise': '    if False:\n        raise'},
+        (f"{INSTALL}::test_rule_12_claims_that_do_not_follow_from_the_ledgers",)),
+    Mutant("an installed model is overwritten", 15, "trainers/installation.py",
+        {'if target.exists() or target.is_symlink():': 'if False:'},
+        (f"{INSTALL}::test_an_installed_model_is_never_overwritten",)),
+    Mutant("the server averages answers to other tasks", 15, "federation/rounds.py",
+        {'if answer.task_digest != digest:': 'if False:'},
+        ("federation/test_replayed_updates.py::test_rule_15_the_server_refuses_it_and_averages_the_same_bits",)),
+    Mutant("a stored update with a flipped bit is sent", 15, "federation/stored_update.py",
+        {'if digest != _digest(content, weights):': 'if False:'},
+        ("fuzz/test_readers.py::test_rule_15_damaged_files_are_refused_in_one_line",)),
+    Mutant("a torn line that was edited is believed", 11, "privacy/ledger.py",
+        {'if pending is not None and pending["event"] in accounting.SPENDING_EVENTS:': 'if False:'},
+        (f"{TAMPERED}::test_rule_11_a_line_that_was_edited_and_made_to_look_torn",)),
+    Mutant("ledgers are everybody's to read", 12, "atomic_files.py",
+        {'os.O_APPEND | os.O_CREAT, 0o600)': 'os.O_APPEND | os.O_CREAT, 0o666)'},
+        (f"{MODES}::test_rule_12_what_stays_is_the_owners_and_what_leaves_is_everybodys",)),
+    Mutant("folders of sites are everybody's to open", 12, "atomic_files.py",
+        {'path.mkdir(mode=0o700, exist_ok=True)': 'path.mkdir(exist_ok=True)'},
+        (f"{MODES}::test_rule_12_what_stays_is_the_owners_and_what_leaves_is_everybodys",)),
+    Mutant("NaN passes as a number of JSON", 15, "json_files.py",
+        {', parse_constant=_refuse_constant': ''},
+        (f"{FILES}::test_rule_15_json_that_is_none_is_one_value_error",)),
+    Mutant("a case may name a path", 15, "cohort.py",
+        {'and not set(case) & set("/\\\\")': ''},
+        (f"{FILES}::test_rule_15_names_of_cases_and_data_sets_lead_nowhere",)),
+    Mutant("the filter takes a spoilt divergence for zero", 10, "privacy/accounting.py",
+        {'return found if math.isfinite(found) and found > 0 else math.inf': 'return max(0.0, found)'},
+        (f"{FILTER}::test_rule_10_a_divergence_that_rounding_spoils_is_infinite",)),
     # Rule 16: initial weights
     Mutant(
         "undeclared initial weights are accepted", 16, "trainers/nnUNetTrainerADP.py",

@@ -73,17 +73,20 @@ def test_rule_10_no_choice_of_noise_levels_exceeds_the_budget(
     assert sum(event["steps"] for event in ledger.events()) == step
 
 
+def step_by_step(mechanism: Mechanism, ledger: Ledger, steps: int, level: int) -> None:
+    for step in range(steps):
+        mechanism.authorise(ledger, step, 1, round_index=step, attempt=0, level=level)
+
+
 def test_rule_10_the_filter_does_stop(tmp_path: Path) -> None:
     mechanism = data_driven()
     ledger = filter_ledger(tmp_path, mechanism)
     with pytest.raises(BudgetExhaustedError, match="above the target 8"):
-        for step in range(mechanism.plan.steps + mechanism.plan.reserve_steps + 1):
-            mechanism.authorise(ledger, step, 1, round_index=step, attempt=0, level=0)
+        step_by_step(mechanism, ledger, mechanism.plan.steps + mechanism.plan.reserve_steps + 1, level=0)
     assert sum(event["steps"] for event in ledger.events()) >= mechanism.plan.steps
     low = filter_ledger(tmp_path / "low", mechanism)
     with pytest.raises(BudgetExhaustedError):
-        for step in range(mechanism.plan.steps):
-            mechanism.authorise(low, step, 1, round_index=step, attempt=0, level=1)
+        step_by_step(mechanism, low, mechanism.plan.steps, level=1)
     assert 0 < sum(event["steps"] for event in low.events()) < mechanism.plan.steps / 2
 
 
@@ -167,3 +170,12 @@ def test_rule_10_a_declared_run_does_not_choose_which_of_its_levels_it_repeats(t
     with pytest.raises(BudgetExhaustedError, match="beyond the 20 planned ones and the reserve of 4"):
         mechanism.authorise(ledger, 19, 1, round_index=19, attempt=last)
     mechanism.authorise(ledger, 0, 1, round_index=0, attempt=0)
+
+
+def test_rule_10_a_divergence_that_rounding_spoils_is_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """dp-accounting takes a negative divergence (extreme noise) for an epsilon of zero; a filter must not."""
+    monkeypatch.setattr(RdpAccountant, "rdp", property(lambda _: [-1e-18]))
+    event = accounting.poisson_gaussian(0.25, 1.0, 1)
+    assert accounting.rdp([event], 4.0) == math.inf
+    assert accounting.epsilon_rdp([event], 1e-3, 4.0) == math.inf
+    assert accounting.rdp([], 4.0) == 0

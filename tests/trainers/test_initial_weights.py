@@ -40,7 +40,7 @@ def declare(workspace: Workspace, path: Path, digest: str | None = None) -> None
 
 
 def no_run(workspace: Workspace) -> bool:
-    return not list(workspace.base.rglob("privacy_*.jsonl")) and not list(workspace.base.rglob("checkpoint_*.pth"))
+    return not list(workspace.base.rglob("privacy_ledger.jsonl")) and not list(workspace.base.rglob("checkpoint_*.pth"))
 
 
 def test_rule_16_undeclared_weights_of_stock_nnunet_are_refused(

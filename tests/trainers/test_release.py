@@ -34,7 +34,7 @@ CHECKPOINT_KEYS = {
 LEDGER_KEYS = {
     "start": {
         "event", "composition", "unit", "adjacency", "delta", "target_epsilon", "plan_hash", "declared_steps", "largest_block",
-        "run", "site", "round", "attempt", "date", "previous", "hash",
+        "planned_events", "declarations", "noise_source", "noise_terms", "run", "site", "round", "attempt", "date", "previous", "hash",
     },
     "non_private": {"event", "scope", "reason", "run", "site", "round", "attempt", "date", "previous", "hash"},
     "poisson_gaussian": {
@@ -103,7 +103,8 @@ def test_rule_12_checkpoint_holds_plain_values_without_losses_or_case_ids(worksp
     content = torch.load(run / "checkpoint_final.pth", weights_only=True)
     assert set(content) == {*CHECKPOINT_KEYS, "adpfl"}
     assert set(content["adpfl"]) == {
-        "run", "plan_hash", "initial_digest", "clip_norm", "round", "steps_done", "ledger_heads", "raw_weights", "finished",
+        "run", "plan_hash", "initial_digest", "clip_norm", "round", "steps_done", "ledger_heads", "raw_weights", "control",
+        "finished",
     }  # fmt: skip
     assert content["logging"] == {}
     assert content["_best_ema"] is None

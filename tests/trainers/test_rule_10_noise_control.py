@@ -57,14 +57,14 @@ def levels_of(lines: list[dict[str, Any]]) -> list[float]:
 
 
 def test_rule_10_a_federated_run_lowers_its_noise_under_the_filter(workspace: Workspace) -> None:
-    workspace.edit_plan(adaptation=DATA_DRIVEN, noise_multiplier=None, fingerprint="public")
+    workspace.edit_plan(adaptation=DATA_DRIVEN, noise_multiplier=None)
     run = workspace.train()
     for lines in ledgers(run).values():
         assert (lines[0]["composition"], lines[0]["target_epsilon"]) == ("rdp_filter", 8.0)
         first, *_, last = levels_of(lines)
         assert last == pytest.approx(first * 0.9, rel=1e-4)
     found = summary.summarise(run)
-    assert (found["epsilon"], found["accountant"], found["guarantee"]) == (8.0, "RDP filter", "formal")
+    assert (found["epsilon"], found["accountant"], found["guarantee"]) == (8.0, "RDP filter", "formal_given_plan")
     assert all(site["epsilon_spent"] <= 8.0 for site in found["sites"].values())
     assert [record["noise_level"] for record in read_lines(run / "rounds.jsonl")] == [0, 0, 1]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dp_accounting
 import pytest
 import tiny_dataset
+import torch
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from workspace import ROUNDS, SITES, Workspace, ledgers, read
@@ -18,7 +22,8 @@ from nnunet_adpfl import cohort as cohorts
 from nnunet_adpfl import folds
 from nnunet_adpfl.cli.main import app
 from nnunet_adpfl.errors import PrivacyRefusedError
-from nnunet_adpfl.privacy import accounting
+from nnunet_adpfl.privacy import accounting, summary
+from nnunet_adpfl.privacy.mechanism import Mechanism
 from nnunet_adpfl.trainers.patient_totals import Total, dataset_totals, total_of, worst_total
 from nnunet_adpfl.trainers.run_spending import RunSpending
 
@@ -75,7 +80,8 @@ def test_rule_11_an_abandoned_run_counts_as_declared(workspace: Workspace) -> No
     taken = independent_total(ledgers(run)[SITES[0]])
     shutil.rmtree(run)
     found = dataset_totals(workspace.preprocessed)
-    whole = [{**ledgers(workspace.train())[SITES[0]][-1], "steps": ROUNDS * 2}]
+    steps = ROUNDS * 2 + 4  # with the reserve: it may have been used, had the run gone on
+    whole = [{**ledgers(workspace.train())[SITES[0]][-1], "steps": steps}]
     assert found["sites"][SITES[0]]["epsilon"] == pytest.approx(independent_total(whole), abs=0.02)
     assert found["epsilon"] > taken
     assert not found["sites"][SITES[0]]["runs"][0]["complete"]
@@ -184,3 +190,74 @@ def test_paths_are_runs_and_names_are_data_sets(workspace: Workspace, capsys: py
     capsys.readouterr()
     app(["privacy", str(run), "--json"], standalone_mode=False)
     assert "not_covered" in json.loads(capsys.readouterr().out)
+
+
+def test_rule_11_a_repeated_round_makes_the_target_hold(workspace: Workspace) -> None:
+    """How often a round is repeated depends on what happened on the way, so what was realised promises nothing."""
+    run = workspace.run()
+    with pytest.raises(KeyboardInterrupt), killed_in_the_second_step():
+        workspace.train()
+    workspace.train(go_on=True)
+    found = summary.summarise(run)["sites"][SITES[0]]
+    assert found["complete"]
+    assert (found["epsilon"], found["steps"]) == (8.0, ROUNDS * 2 + 2)
+    assert found["epsilon_spent"] < 8
+    entry = dataset_totals(workspace.preprocessed)["sites"][SITES[0]]["runs"][-1]
+    assert 7.9 < entry["epsilon"] <= 8
+
+
+@contextmanager
+def killed_in_the_second_step() -> Iterator[None]:
+    """A process that dies after the ledger was written and before the update."""
+    original, taken = Mechanism.release, []
+
+    def release(*arguments: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(Mechanism, "release", release)
+        yield
+
+
+def test_rule_11_a_lost_odometer_is_noticed(workspace: Workspace) -> None:
+    workspace.train()
+    shutil.rmtree(workspace.preprocessed / "sites")
+    with pytest.raises(PrivacyRefusedError, match="does not know run"):
+        dataset_totals(workspace.preprocessed)
+    with pytest.raises(PrivacyRefusedError, match="does not know run"):
+        workspace.train(fold=1)
+
+
+def test_rule_11_a_site_that_the_cohort_forgot_is_noticed(workspace: Workspace) -> None:
+    workspace.train()
+    (workspace.preprocessed / "sites" / SITES[0]).rename(workspace.preprocessed / "sites" / "old-name")
+    with pytest.raises(PrivacyRefusedError, match="a site that the cohort does not know"):
+        dataset_totals(workspace.preprocessed)
+
+
+def test_rule_13_a_privacy_plan_cannot_call_a_pooled_plan_public(workspace: Workspace) -> None:
+    workspace.edit_plan(fingerprint="public")
+    found = summary.summarise(workspace.train())
+    assert found["guarantee"] == "formal_given_plan"
+    assert "the nnU-Net plan was declared public: made from another, public data set" in found["not_covered"]
+
+
+def test_rule_13_of_one_fingerprint_with_two_noises_the_dearer_counts() -> None:
+    real, forged = accounting.gaussian(0.8), accounting.gaussian(1000.0)
+    for order in ((real, forged), (forged, real)):
+        runs = [spent(str(index), events=[EVENT], releases={"f": event}) for index, event in enumerate(order)]
+        assert total_of(runs, DELTA).epsilon == pytest.approx(accounting.epsilon([EVENT, EVENT, real], DELTA))
+
+
+def test_rule_16_what_is_declared_is_said_with_the_claim(workspace: Workspace, tmp_path: Path) -> None:
+    public = tmp_path / "public.pth"
+    weights = torch.load(workspace.train(trainer="nnUNetTrainerNP") / "checkpoint_final.pth", weights_only=True)["network_weights"]
+    torch.save({"network_weights": weights}, public)
+    digest = hashlib.sha256(public.read_bytes()).hexdigest()
+    workspace.edit_plan(initial_weights={"kind": "public", "file": str(public), "sha256": digest}, validation="public")
+    said = summary.summarise(workspace.train())["not_covered"]
+    assert f"initial weights were declared public (sha256 {digest})" in said
+    assert "validation patients were declared public" in said
