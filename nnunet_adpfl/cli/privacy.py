@@ -81,8 +81,8 @@ def tell(summary: dict[str, Any]) -> None:
     typer.echo(f"Guarantee: {summary['guarantee']}. Not covered:")
     for item in summary["not_covered"]:
         typer.echo(f"  - {item}")
-    if not summary["complete"]:
-        typer.echo("The run took fewer steps than it declared, so its epsilon is the target, not what it spent so far.")
+    if any(site["epsilon"] != site["epsilon_spent"] for site in summary["sites"].values()):
+        typer.echo("It stopped early, repeated a round or chose its noise on the way: epsilon is the target, not what it spent.")
     table = Table("site", "steps", "epsilon", "spent (PLD)", "spent (PRV)", "target")
     for name, site in summary["sites"].items():
         figures = (site["epsilon"], site["epsilon_spent"], site["epsilon_prv"], site["target_epsilon"])

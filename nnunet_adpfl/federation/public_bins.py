@@ -22,7 +22,7 @@ import numpy as np
 
 from nnunet_adpfl.nnunet_compat import planning as stock
 
-VERSION = 1  # of the questions and bins below; noisy histograms of another version are not read
+VERSION = 2  # of the questions and bins below; noisy histograms of another version are not read
 SAMPLES = 100_000  # foreground voxels of a case; not nnU-Net's number, which depends on how many cases others have
 MASK_SHARE = 0.75  # nnU-Net normalises inside the mask where the median relative size is below this
 SPACINGS_MM = (
