@@ -218,7 +218,7 @@ def _known_plans(path: Path) -> Any:
 
 def _refuse_changed_cohort(preprocessed: Path, results: Path, cohort: Cohort) -> None:
     path = preprocessed / cohorts.FILE_NAME
-    used = [odometer for odometer in site_ledger.odometers_in(preprocessed) if odometer.counts_a_run()]
+    used = [odometer for odometer in site_ledger.odometers_in(preprocessed) if odometer.runs()]
     if unknown := next((odometer for odometer in used if odometer.path.parent.name not in cohort.sites), None):
         raise InputError(
             f"{unknown.path} counts what was spent at a site that the cohort does not know: restore the cohort, or convert the "

@@ -59,12 +59,10 @@ class Odometer:
             if fingerprint not in self.plan_kinds(plans_digest):
                 self._append({"event": "plan", "plans_digest": plans_digest, "fingerprint": fingerprint})
 
-    def counts_a_run(self) -> bool:
-        """Whether any run spent here, or began to; notes about plans alone cost nothing."""
-        return self.path.exists() and any("line" in entry for entry in hash_chain.read(self.path).lines)
-
-    def knows(self, run: str, site: str) -> bool:
-        return self.last_line(run, site) is not None
+    def runs(self) -> set[tuple[str, str]]:
+        """(run, site) of every ledger that spent here, or began to; notes about plans alone cost nothing."""
+        lines = hash_chain.read(self.path).lines if self.path.exists() else ()
+        return {(str(entry["run"]), str(entry["site"])) for entry in lines if "line" in entry}
 
     def plan_kinds(self, plans_digest: str) -> set[str]:
         """The ways in which this nnU-Net plan was made, by the calls that wrote it."""

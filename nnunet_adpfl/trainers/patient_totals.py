@@ -91,10 +91,11 @@ def told_beforehand(prepared: PreparedFold, mechanism: Mechanism, run: str | Non
 def check_odometers(preprocessed: Path, cohort: Cohort) -> None:
     """PrivacyRefusedError where a run or a site is known elsewhere but not to the odometers: the sum would be too small."""
     for odometer in site_ledger.odometers_in(preprocessed):
-        if odometer.path.parent.name not in cohort.sites and odometer.counts_a_run():
+        if odometer.path.parent.name not in cohort.sites and odometer.runs():
             raise PrivacyRefusedError(
                 f"{odometer.path} counts what was spent at a site that the cohort does not know; restore the cohort"
             )
+    known = {site: site_ledger.odometer_of(preprocessed, site).runs() for site in cohort.sites}
     results = folders.base_folder("nnUNet_results") / preprocessed.name
     for path in [*results.glob(f"*/fold_*/{ledgers.FILE_NAME}"), *results.glob(f"*/fold_*/sites/*/{ledgers.FILE_NAME}")]:
         lines = hash_chain.read(path).lines
@@ -102,7 +103,7 @@ def check_odometers(preprocessed: Path, cohort: Cohort) -> None:
             continue  # a crash left it without its first line, so nothing was spent on it
         run, site = str(lines[0].get("run")), str(lines[0].get("site"))
         for name in cohort.sites if site == ALL_SITES else [site]:
-            if not site_ledger.odometer_of(preprocessed, name).knows(run, site):
+            if (run, site) not in known.get(name, ()):
                 raise PrivacyRefusedError(
                     f"the odometer of site {name} does not know run {run} ({path}): restore {preprocessed / 'sites'}, without it "
                     "the sum over all runs is unknown"

@@ -781,12 +781,12 @@ MUTANTS = (
     ),
     Mutant(
         "a lost odometer is an empty one", 11, "trainers/patient_totals.py",
-        {"if not site_ledger.odometer_of(preprocessed, name).knows(run, site):": "if False:"},
+        {"if (run, site) not in known.get(name, ()):": "if False:"},
         (f"{TOTALS}::test_rule_11_a_lost_odometer_is_noticed",),
     ),
     Mutant(
         "a renamed site leaves the sum", 11, "trainers/patient_totals.py",
-        {"if odometer.path.parent.name not in cohort.sites and odometer.counts_a_run():": "if False:"},
+        {"if odometer.path.parent.name not in cohort.sites and odometer.runs():": "if False:"},
         (f"{TOTALS}::test_rule_11_a_site_that_the_cohort_forgot_is_noticed",),
     ),
     Mutant(
