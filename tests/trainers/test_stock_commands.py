@@ -125,7 +125,7 @@ def test_rule_11_calls_that_are_refused_end_with_one_line(
         assert len(said) == 1, done.stderr
         assert reason in said[0]
         assert "Traceback" not in done.stderr
-    assert not list(workspace.base.rglob("privacy_*.jsonl"))
+    assert not list(workspace.base.rglob("privacy_ledger.jsonl"))
     assert not list(workspace.base.rglob("checkpoint_*"))
 
 
