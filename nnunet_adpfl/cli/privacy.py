@@ -55,7 +55,7 @@ def _tell_totals(totals: dict[str, Any]) -> None:
         typer.echo(f"{totals['dataset']}: no bound for its {unit}s: a run without privacy is among the {count} made on them.")
     else:
         typer.echo(
-            f"{totals['dataset']}: all {count} runs together, each {unit} has epsilon {totals['epsilon']:.4f} at delta "
+            f"{totals['dataset']}: over all its runs ({count}), each {unit} has epsilon {totals['epsilon']:.4f} at delta "
             f"{totals['delta']:g} ({totals['accountant']}; guarantee: {totals['guarantee']})."
         )
     table = Table("site", "run", "steps", "units", "epsilon alone", "complete")

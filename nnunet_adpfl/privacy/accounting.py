@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import dp_accounting
+import numpy as np
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
@@ -104,7 +105,8 @@ def epsilon_prv(events: Iterable[Event], delta: float) -> float | None:
     accountant = PRVAccountant()
     accountant.history = [(z, q, n) for (_, q, z), n in merged.items()]
     try:
-        return float(accountant.get_epsilon(delta))
+        with np.errstate(divide="ignore"):  # of a release without sampling it takes the logarithm of 1 - q = 0
+            return float(accountant.get_epsilon(delta))
     except (ValueError, RuntimeError, OverflowError, MemoryError):
         return None  # PRV fails for very large epsilon (known limitation); PLD stays the reported figure
 
