@@ -20,6 +20,8 @@ from nnunet_adpfl.experiments import audit, audit_figure, audit_training, member
 from nnunet_adpfl.experiments.audit import AuditResult
 from nnunet_adpfl.privacy import mechanism as mechanisms
 
+pytestmark = pytest.mark.slow  # whole runs: not among the quick tests of `make unit`
+
 KEYS = {"epsilon_claimed", "epsilon_lower_bound", "steps", "confidence", "verdict"}
 ROW = {"tensor", "coordinates", "sensitivity", "noise_ratio", "noise_p_value", "expected_shift", "measured_shift", "shift_p_value"}
 REFUSED = [

@@ -17,6 +17,8 @@ from nnunet_adpfl.privacy import hash_chain, summary
 from nnunet_adpfl.privacy import ledger as ledger_module
 from nnunet_adpfl.trainers.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow  # whole runs: not among the quick tests of `make unit`
+
 YEAR = 365
 
 

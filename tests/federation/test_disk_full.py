@@ -15,6 +15,8 @@ from nnunet_adpfl import atomic_files
 from nnunet_adpfl.privacy import summary
 from nnunet_adpfl.privacy.mechanism import Mechanism
 
+pytestmark = pytest.mark.slow  # whole runs: not among the quick tests of `make unit`
+
 APPENDED = ("privacy_odometer.jsonl", "privacy_ledger.jsonl", "local_log.jsonl", "rounds.jsonl")
 WRITTEN_ONCE = ("run.json", "privacy_plan.json", "checkpoint_final.pth")
 REPLACED = ("checkpoint_latest.pth", "update.safetensors")

@@ -17,6 +17,8 @@ from nnunet_adpfl.federation import stored_update
 from nnunet_adpfl.federation.engines.in_process import InProcess
 from nnunet_adpfl.federation.messages import RoundTask, SiteFailure, SiteUpdate
 
+pytestmark = pytest.mark.slow  # whole runs: not among the quick tests of `make unit`
+
 Answers = list[SiteUpdate]
 
 

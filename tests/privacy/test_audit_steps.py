@@ -21,6 +21,8 @@ from nnunet_adpfl.privacy.clipping import ClipRule
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, GradientEngine, UnitPatches
 from nnunet_adpfl.privacy.mechanism import Permit
 
+pytestmark = pytest.mark.slow  # whole runs: not among the quick tests of `make unit`
+
 Q, Z, STEPS = 0.5, 0.7, 3
 CANARY = "canary"
 

@@ -16,6 +16,8 @@ from nnunet_adpfl.errors import AdpflError
 from nnunet_adpfl.privacy import accounting
 from nnunet_adpfl.privacy.accounting import check_event
 
+pytestmark = pytest.mark.slow  # whole runs: not among the quick tests of `make unit`
+
 BLOCKS = 4
 LINES = BLOCKS + 1
 

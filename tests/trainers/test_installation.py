@@ -22,6 +22,8 @@ from nnunet_adpfl.trainers import release_archive
 from nnunet_adpfl.trainers.installation import install
 from nnunet_adpfl.trainers.release import export_run
 
+pytestmark = pytest.mark.slow  # whole runs: not among the quick tests of `make unit`
+
 DATASET = "Dataset801_Tiny"
 MODEL = f"{DATASET}/nnUNetTrainer__{PLANS}__{CONFIGURATION}"
 CHECKPOINT = f"{MODEL}/fold_0/checkpoint_final.pth"

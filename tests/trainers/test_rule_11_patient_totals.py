@@ -27,6 +27,8 @@ from nnunet_adpfl.privacy.mechanism import Mechanism
 from nnunet_adpfl.trainers.patient_totals import Total, dataset_totals, total_of, worst_total
 from nnunet_adpfl.trainers.run_spending import RunSpending
 
+pytestmark = pytest.mark.slow  # whole runs: not among the quick tests of `make unit`
+
 DELTA = 1e-3
 
 

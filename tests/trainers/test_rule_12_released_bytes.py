@@ -22,6 +22,8 @@ from nnunet_adpfl.evaluation.run_evaluation import evaluate_run
 from nnunet_adpfl.privacy import hash_chain
 from nnunet_adpfl.trainers.release import export_run
 
+pytestmark = pytest.mark.slow  # whole runs: not among the quick tests of `make unit`
+
 DIGITS = 9  # numbers are compared rounded to this many digits: that many in common are no coincidence
 
 
