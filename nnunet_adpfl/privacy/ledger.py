@@ -194,7 +194,8 @@ def went_as_declared(events: Sequence[Line], first: Line) -> bool:
     A run that stopped early, or repeated a round, ended when something had happened on the way (rule 10).
     """
     paid = sum(int(event["steps"]) for event in events if event["event"] != "gaussian")
-    return paid == steps_taken(events) and steps_taken(events) >= int(first.get("declared_steps") or 0)
+    declared = first.get("declared_steps")
+    return paid == steps_taken(events) and declared in (None, paid)
 
 
 def announced_event(torn: str, first: Line) -> dict[str, Any]:

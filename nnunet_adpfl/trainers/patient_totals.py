@@ -68,7 +68,7 @@ def told_beforehand(prepared: PreparedFold, mechanism: Mechanism, run: str | Non
     Args:
         run: name of the run where it goes on; it is in the odometers already.
     """
-    plan, planned, largest, earlier = prepared.plan, [], Total(0.0, prepared.plan.delta), 0
+    plan, largest, earlier = prepared.plan, Total(0.0, prepared.plan.delta), 0
     levels = mechanism.noise_levels(0, declared_steps) if plan.is_private else []
     events = [accounting.poisson_gaussian(plan.sampling_rate, z, n) for z, n in levels]
     check_odometers(prepared.preprocessed, prepared.cohort)
@@ -78,8 +78,8 @@ def told_beforehand(prepared: PreparedFold, mechanism: Mechanism, run: str | Non
         earlier = max(earlier, sum(entry.run != run and entry.steps > 0 for entry in runs))
         if all(entry.run != run for entry in runs):
             units = frozenset(prepared.cases_by_unit(site))
-            planned = [run_spending.of_plan(plan, events, "this run", units, declared_steps)]
-        total = worst_total([*runs, *planned], min([plan.delta, *(entry.delta for entry in runs)]))
+            runs.append(run_spending.of_plan(plan, events, "this run", units, declared_steps))
+        total = worst_total(runs, min(entry.delta for entry in runs))
         largest = max(largest, total, key=_size)
     what = f"each {plan.unit}'s total over this run and {earlier} earlier one{'s' * (earlier != 1)} on the same {plan.unit}s"
     remedy = f"`adpfl privacy {prepared.preprocessed.name}` lists them"

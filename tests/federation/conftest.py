@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_dataset
@@ -10,6 +12,7 @@ from finished_runs import Result, undisturbed_result
 from workspace import Workspace, own_workspace
 
 from nnunet_adpfl.nnunet_compat import planning as stock
+from nnunet_adpfl.privacy.mechanism import Mechanism
 
 
 @pytest.fixture
@@ -46,3 +49,17 @@ def finished(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspa
         for trainer in ("nnUNetTrainerADP", "nnUNetTrainerDP", "nnUNetTrainerNP"):
             workspace.train("2d", trainer=trainer)
     return workspace
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Site -> steps that were released, over all processes of a run."""
+    counts: Counter[str] = Counter()
+    original = Mechanism.release
+
+    def release(self: Mechanism, summed: Any, permit: Any, site: str, step: int, randomness: Any) -> Any:
+        counts[site] += 1
+        return original(self, summed, permit, site, step, randomness)
+
+    monkeypatch.setattr(Mechanism, "release", release)
+    return counts

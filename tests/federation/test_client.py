@@ -18,6 +18,7 @@ from nnunet_adpfl.errors import AdpflError, BudgetExhaustedError, InputError, Pr
 from nnunet_adpfl.federation import stored_update
 from nnunet_adpfl.federation.client import Site, run_site_round
 from nnunet_adpfl.federation.messages import RoundTask, SiteUpdate, weights_hash
+from nnunet_adpfl.privacy import summary
 from nnunet_adpfl.privacy.noise import SecretRandomness
 
 
@@ -238,3 +239,14 @@ def test_rule_12_the_head_of_a_ledger_cannot_be_guessed(workspace: Workspace) ->
         nonces.add(read_lines(site.folder / "privacy_ledger.jsonl")[0]["nonce"])
     assert len(nonces) == len(heads) == 2
     assert all(len(bytes.fromhex(nonce)) == 16 for nonce in nonces)
+
+
+def test_rule_10_the_first_steps_again_under_falling_rounds_are_not_a_whole_run(workspace: Workspace) -> None:
+    """A server that numbers its rounds backwards may spend the budget, but what was realised is not what was promised."""
+    site = one_site.make(workspace)
+    for number in (2, 1, 0):
+        run_site_round(one_site.first_task(site, round=number, declared_steps=2), site)
+        found = summary.summarise(site.folder / "privacy_ledger.jsonl")["sites"][site.name]
+        assert (found["epsilon"] == found["epsilon_spent"]) == (number == 2)
+    assert (found["epsilon"], found["steps"]) == (8.0, 6)
+    assert found["epsilon_spent"] < 8

@@ -13,7 +13,6 @@ from workspace import Workspace, assert_equal, ledgers, steps_paid, weights
 
 from nnunet_adpfl import atomic_files
 from nnunet_adpfl.privacy import summary
-from nnunet_adpfl.privacy.mechanism import Mechanism
 
 pytestmark = pytest.mark.slow  # whole runs: not among the quick tests of `make unit`
 
@@ -61,16 +60,8 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, name: str, call: int, half: bool)
 
 @pytest.mark.parametrize(("name", "call"), [*((name, 1) for name in QUICK), *LATER])
 def test_rule_11_a_full_disk_at_every_kind_of_write(
-    name: str, call: int, workspace: Workspace, undisturbed: Result, monkeypatch: pytest.MonkeyPatch
+    name: str, call: int, workspace: Workspace, undisturbed: Result, released: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released: Counter[str] = Counter()
-    original = Mechanism.release
-
-    def release(self: Mechanism, summed: Any, permit: Any, site: str, step: int, randomness: Any) -> Any:
-        released[site] += 1
-        return original(self, summed, permit, site, step, randomness)
-
-    monkeypatch.setattr(Mechanism, "release", release)
     with monkeypatch.context() as context:
         seen = full_disk(context, name, call, half=call != 2)
         with pytest.raises(OSError, match="No space left"):

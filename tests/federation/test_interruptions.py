@@ -33,20 +33,6 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-@pytest.fixture
-def released(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Site -> steps that were released, over all processes of a run."""
-    counts: Counter[str] = Counter()
-    original = Mechanism.release
-
-    def release(self: Mechanism, summed: Any, permit: Any, site: str, step: int, randomness: Any) -> Any:
-        counts[site] += 1
-        return original(self, summed, permit, site, step, randomness)
-
-    monkeypatch.setattr(Mechanism, "release", release)
-    return counts
-
-
 @contextmanager
 def killed(owner: Any, name: str, call: int, when: str) -> Iterator[None]:
     """Die before or after the call-th call of a function, or in the middle of writing a line (``torn``)."""

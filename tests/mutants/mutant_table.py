@@ -746,8 +746,13 @@ MUTANTS = (
     ),
     Mutant(
         "a repeated round is reported with what it realised", 11, "privacy/ledger.py",
-        {"return paid == steps_taken(events) and steps_taken(events) >=": "return steps_taken(events) >="},
+        {"return paid == steps_taken(events) and declared in (None, paid)": "return declared in (None, steps_taken(events))"},
         (f"{TOTALS}::test_rule_11_a_repeated_round_makes_the_target_hold",),
+    ),
+    Mutant(
+        "rounds in falling order hide that the first steps were repeated", 10, "privacy/ledger.py",
+        {"and declared in (None, paid)": "and paid >= (declared or 0)"},
+        (f"{CLIENT}::test_rule_10_the_first_steps_again_under_falling_rounds_are_not_a_whole_run",),
     ),
     Mutant(
         "a server may take the first steps again and again", 11, "federation/client.py",
