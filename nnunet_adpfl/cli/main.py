@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from nnunet_adpfl.cli import audit, cohort, convert, demo, evaluate, install, plan, privacy, run, train
+from nnunet_adpfl.cli import audit, cohort, convert, demo, evaluate, install, plan, privacy, run, synth, train
 from nnunet_adpfl.errors import AdpflError
 
 # Before torch is loaded: waiting threads sleep instead of spinning. Where training shares the cores with its loader or
@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 GROUPS: tuple[ModuleType, ...] = (
     convert,
+    synth,
     cohort,
     plan,
     train,

@@ -18,11 +18,11 @@ from nnunet_adpfl import progress
 from nnunet_adpfl.cohort import Cohort, CohortEntry
 from nnunet_adpfl.dataset_conversion import photo_case, raw_dataset, sites_table
 from nnunet_adpfl.dataset_conversion.raw_dataset import RawDataset, SourceCase, WrittenDataset
+from nnunet_adpfl.dataset_conversion.synthetic.generated_set import NOTICE_FILE
 from nnunet_adpfl.errors import InputError
 
 NAME = "HAM10000"
 LABELS = {"background": 0, "lesion": 1}
-SYNTHETIC_NOTICE_FILE = "SYNTHETIC.txt"  # says that a set in this layout was made up
 LICENCE = "CC BY-NC 4.0"
 REFERENCE = "Tschandl, Rosendahl, Kittler (2018), doi:10.7910/DVN/DBW86T"
 _SOURCE = "the Harvard Dataverse, doi:10.7910/DVN/DBW86T"
@@ -88,7 +88,7 @@ def convert(
 
 def _origin(source: Path) -> dict[str, str]:
     """Licence and reference, or the notice of a made-up set (`adpfl synth`), which is under nobody's licence."""
-    notice = source / SYNTHETIC_NOTICE_FILE
+    notice = source / NOTICE_FILE
     if notice.is_file():
         return {"description": " ".join(notice.read_text(encoding="utf-8").split())}
     return {"licence": LICENCE, "reference": REFERENCE}

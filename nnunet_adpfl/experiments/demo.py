@@ -68,7 +68,7 @@ def demo(folder: Path, settings: DemoSettings | None = None, *, overwrite: bool 
     with _nnunet_folders(folder):
         source = folder / "HAM10000"
         synthetic_ham10000.generate(
-            source, lesions=settings.lesions, heterogeneity=settings.heterogeneity, seed=settings.seed
+            source, units=settings.lesions, heterogeneity=settings.heterogeneity, seed=settings.seed
         )
         dataset = ham10000.convert(source, DATASET_NUMBER, name=DATASET_NAME).folder.name
         runs = {name: _run(dataset, name, settings) for name in TRAINERS}

@@ -13,7 +13,7 @@ import tiny_sources
 from PIL import Image
 
 from nnunet_adpfl import cohort as cohorts
-from nnunet_adpfl.cli import convert
+from nnunet_adpfl.cli import convert, synth
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -92,7 +92,7 @@ def test_synth_prints_lesions_and_images(adpfl: Command, tmp_path: Path) -> None
         (("convert", "ham10000", "SRC", 120, "--sites", "absent.csv"), "absent.csv cannot be read"),
         (("synth", "kits", "OUT", "--cases", 20), "data set 'kits' is unknown; use one of ham10000"),
         (("synth", "ham10000", "OUT", "--cases", 3), "--cases 3 lesions are too few for 4 sites"),
-        (("synth", "ham10000", "OUT", "--cases", 20, "--size", "small"), "--size 'small': write rows x columns"),
+        (("synth", "ham10000", "OUT", "--cases", 20, "--size", "small"), "--size 'small': write the lengths of the axes"),
         (("synth", "ham10000", "OUT", "--cases", 20, "--heterogeneity", 2), "--heterogeneity 2.0 is out of range"),
     ],
 )
@@ -132,5 +132,5 @@ def test_every_set_in_the_tables_exists() -> None:
 
     for module in convert.CONVERTERS.values():
         assert callable(import_module(module).convert)
-    for module, _ in convert.GENERATORS.values():
+    for module in synth.GENERATORS.values():
         assert callable(import_module(module).generate)

@@ -13,7 +13,7 @@ import tiny_sources
 from PIL import Image
 
 from nnunet_adpfl.dataset_conversion import ham10000 as converter
-from nnunet_adpfl.dataset_conversion.synthetic import ham10000
+from nnunet_adpfl.dataset_conversion.synthetic import generated_set, ham10000
 from nnunet_adpfl.dataset_conversion.synthetic.dermoscopy import draw_case
 from nnunet_adpfl.dataset_conversion.synthetic.randomness import generator_for, smooth_field
 from nnunet_adpfl.dataset_conversion.synthetic.skin_lesion import draw_lesion, levels_in_view
@@ -26,7 +26,7 @@ SIZE = (48, 64)
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("synthetic") / "set"
-    ham10000.generate(out, lesions=60, heterogeneity=1.0, seed=5, size=SIZE)
+    ham10000.generate(out, units=60, heterogeneity=1.0, seed=5, size=SIZE)
     return out
 
 
@@ -78,7 +78,8 @@ def test_lesions_repeat_as_often_as_in_the_real_set(cohort: Path) -> None:
 def test_sites_have_different_sizes_and_none_is_tiny() -> None:
     for heterogeneity, lesions in ((0.0, 400), (1.0, 400), (1.0, 20)):
         looks = skin_sites(4, heterogeneity, 0)
-        sizes = Counter(ham10000._deal_lesions(lesions, looks, 0).values())
+        weights = {name: site.quantity[0] for name, site in looks.items()}
+        sizes = Counter(generated_set.deal_units([str(index) for index in range(lesions)], weights, 0).values())
         assert sizes.total() == lesions
         assert min(sizes.values()) >= max(5, 0.08 * lesions)
         if heterogeneity == 0.0:
@@ -89,9 +90,9 @@ def test_sites_have_different_sizes_and_none_is_tiny() -> None:
 
 
 def test_the_same_arguments_give_the_same_files(cohort: Path, tmp_path: Path) -> None:
-    ham10000.generate(tmp_path / "again", lesions=60, heterogeneity=1.0, seed=5, size=SIZE)
+    ham10000.generate(tmp_path / "again", units=60, heterogeneity=1.0, seed=5, size=SIZE)
     assert tiny_sources.content(tmp_path / "again") == tiny_sources.content(cohort)
-    ham10000.generate(tmp_path / "other", lesions=60, heterogeneity=1.0, seed=6, size=SIZE)
+    ham10000.generate(tmp_path / "other", units=60, heterogeneity=1.0, seed=6, size=SIZE)
     first, other = images(cohort), images(tmp_path / "other")
     assert all((picture != other[case]).any() for case, picture in first.items())
 
@@ -179,17 +180,17 @@ def test_the_converter_takes_it(cohort: Path, raw: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lesions": 19}, "--cases 19 lesions are too few for 4 sites: give 20 or more"),
+        ({"units": 19}, "--cases 19 lesions are too few for 4 sites: give 20 or more"),
         ({"sites": 0}, "--sites 0"),
         ({"heterogeneity": 1.5}, "--heterogeneity 1.5 is out of range"),
         ({"heterogeneity": float("nan")}, "--heterogeneity nan is out of range"),
         ({"seed": -1}, "--seed -1"),
-        ({"size": (8, 64)}, "--size 8x64"),
+        ({"size": (8, 64)}, "--size 8x64: all sides must be 32 to 4096"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as refusal:
-        ham10000.generate(tmp_path / "out", **{"lesions": 20, **arguments})  # type: ignore[arg-type]
+        ham10000.generate(tmp_path / "out", **{"units": 20, **arguments})  # type: ignore[arg-type]
     assert message in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -197,13 +198,13 @@ def test_bad_arguments(tmp_path: Path, arguments: dict[str, object], message: st
 def test_a_folder_with_content_is_refused_and_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    ham10000.generate(out, lesions=5, sites=1, size=(32, 32))  # an empty folder is fine
+    ham10000.generate(out, units=5, sites=1, size=(32, 32))  # an empty folder is fine
     before = tiny_sources.content(tmp_path)
     with pytest.raises(InputError, match="is not empty: give a new folder"):
-        ham10000.generate(out, lesions=5, sites=1)
+        ham10000.generate(out, units=5, sites=1)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
-        ham10000.generate(tmp_path / "file", lesions=5, sites=1)
+        ham10000.generate(tmp_path / "file", units=5, sites=1)
     assert tiny_sources.content(tmp_path) == {**before, "file": b""}
 
 
@@ -213,14 +214,14 @@ def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="No space left"):
-        ham10000.generate(tmp_path / "out", lesions=5, sites=1)
+        ham10000.generate(tmp_path / "out", units=5, sites=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_converted_made_up_set_does_not_claim_the_real_ones_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{part}", str(tmp_path / part))
-    ham10000.generate(tmp_path / "source", lesions=20, size=(32, 40))
+    ham10000.generate(tmp_path / "source", units=20, size=(32, 40))
     written = converter.convert(tmp_path / "source", 7)
     description = json.loads((written.folder / "dataset.json").read_text())
     assert "licence" not in description

@@ -15,32 +15,20 @@ import numpy as np
 from PIL import Image
 
 from nnunet_adpfl import progress
-from nnunet_adpfl.dataset_conversion.atomic_folder import replacing_folder
-from nnunet_adpfl.dataset_conversion.ham10000 import SYNTHETIC_NOTICE_FILE
+from nnunet_adpfl.dataset_conversion.synthetic import generated_set
 from nnunet_adpfl.dataset_conversion.synthetic.dermoscopy import draw_case
+from nnunet_adpfl.dataset_conversion.synthetic.generated_set import GeneratedSet
 from nnunet_adpfl.dataset_conversion.synthetic.randomness import generator_for
 from nnunet_adpfl.dataset_conversion.synthetic.skin_lesion import Lesion, draw_lesion
 from nnunet_adpfl.dataset_conversion.synthetic.skin_site import SkinSite, skin_sites
-from nnunet_adpfl.errors import InputError
 
 DEFAULT_SIZE = (96, 128)  # rows, columns; HAM10000 has 450 x 600
 SMALLEST_SIDE, LARGEST_SIDE = 32, 4096
-LESIONS_PER_SITE = 5  # at least: nnU-Net makes five folds
-SMALLEST_SHARE = 0.4  # of an equal share; the real set's smallest site has 0.15
 LESIONS_BY_IMAGES = (5514, 1423, 490, 34, 5, 4)  # in HAM10000: lesions with 1, 2, ... 6 images
 FIRST_IMAGE = 24306
 COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 PLACES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "chest", "foot", "neck", "scalp")
 NOTICE = "Made-up images, drawn by a program; no patient, no photograph. Not HAM10000, only its layout.\n"
-
-
-@dataclass(frozen=True)
-class GeneratedSet:
-    """What was written: site -> number of lesions, of images."""
-
-    folder: Path
-    lesions: Mapping[str, int]
-    images: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -52,67 +40,41 @@ class _Folders:
 def generate(
     out: Path,
     *,
-    lesions: int,
+    units: int,
     sites: int = 4,
     heterogeneity: float = 0.5,
     seed: int = 0,
-    size: tuple[int, int] = DEFAULT_SIZE,
+    size: tuple[int, ...] | None = None,
 ) -> GeneratedSet:
-    """Write ``lesions`` lesions with one to six images each; the same arguments give the same files.
+    """Write ``units`` lesions with one to six images each; the same arguments give the same files.
 
     Args:
         heterogeneity: 0 (sites alike and of equal size) to 1 (as different as HAM10000's, or more).
-        size: rows and columns of the images.
+        size: rows and columns of the images; default 96 x 128.
 
     Raises InputError for arguments out of range, and when ``out`` exists and is not empty. On any error ``out`` is left
     as it was.
     """
-    _check(lesions, sites, heterogeneity, seed, size)
-    out = out.resolve()
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: give a new folder")
+    generated_set.check_arguments(units, "lesion", sites, heterogeneity, seed)
+    size = size or DEFAULT_SIZE
+    generated_set.check_size(size, 2, SMALLEST_SIDE, LARGEST_SIDE)
     looks = skin_sites(sites, heterogeneity, seed)
-    site_of = _deal_lesions(lesions, looks, seed)
+    names = [f"HAM_{number:07d}" for number in range(units)]
+    site_of = generated_set.deal_units(names, {name: site.quantity[0] for name, site in looks.items()}, seed)
     images_of = _deal_images(site_of, looks, seed)
-    with replacing_folder(out) as folder:
-        rows = _write_images(folder, site_of, images_of, looks, size, seed)
+    with generated_set.new_set(out, NOTICE) as folder:
+        rows = _write_images(folder, site_of, images_of, looks, (size[0], size[1]), seed)
         _write_metadata(folder / "HAM10000_metadata", rows)
-        (folder / SYNTHETIC_NOTICE_FILE).write_text(NOTICE, encoding="utf-8")
-    lesion_counts, image_counts = Counter(site_of.values()), Counter(row["dataset"] for row in rows)
+    lesions, images = Counter(site_of.values()), Counter(row["dataset"] for row in rows)
     return GeneratedSet(
-        out, {site: lesion_counts[site] for site in looks}, {site: image_counts[site] for site in looks}
+        out.resolve(), "lesion", {site: lesions[site] for site in looks}, {site: images[site] for site in looks}
     )
-
-
-def _check(lesions: int, sites: int, heterogeneity: float, seed: int, size: tuple[int, int]) -> None:
-    if sites < 1:
-        raise InputError(f"--sites {sites}: give 1 or more")
-    if lesions < LESIONS_PER_SITE * sites:
-        raise InputError(
-            f"--cases {lesions} lesions are too few for {sites} sites: give {LESIONS_PER_SITE * sites} or more"
-        )
-    if not 0 <= heterogeneity <= 1:
-        raise InputError(f"--heterogeneity {heterogeneity} is out of range: give a number from 0 to 1")
-    if seed < 0:
-        raise InputError(f"--seed {seed}: give 0 or more")
-    if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in size):
-        raise InputError(f"--size {size[0]}x{size[1]}: both sides must be {SMALLEST_SIDE} to {LARGEST_SIDE} pixels")
-
-
-def _deal_lesions(lesions: int, looks: Mapping[str, SkinSite], seed: int) -> dict[str, str]:
-    """Lesion -> site, in random order."""
-    weights = np.array([site.quantity[0] for site in looks.values()])
-    shares = np.maximum(weights / weights.sum(), SMALLEST_SHARE / len(looks))
-    counts = [LESIONS_PER_SITE + more for more in _apportioned(lesions - LESIONS_PER_SITE * len(looks), shares)]
-    sites = np.repeat(list(looks), counts)
-    order = generator_for(seed, "lesions").permutation(lesions)
-    return {f"HAM_{number:07d}": str(sites[at]) for number, at in enumerate(order)}
 
 
 def _deal_images(site_of: Mapping[str, str], looks: Mapping[str, SkinSite], seed: int) -> dict[str, list[str]]:
     """Lesion -> its images. The frequencies are HAM10000's; sites that like to repeat get more of the repeats."""
     generator = generator_for(seed, "images")
-    counts = _apportioned(len(site_of), np.array(LESIONS_BY_IMAGES, dtype=float))
+    counts = generated_set.apportioned(len(site_of), np.array(LESIONS_BY_IMAGES, dtype=float))
     numbers = np.repeat(np.arange(len(counts), 0, -1), counts[::-1])
     wish = {lesion: generator.random() + looks[site].repeats[0] for lesion, site in site_of.items()}
     number_of = dict(zip(sorted(wish, key=wish.__getitem__, reverse=True), numbers.tolist(), strict=True))
@@ -120,14 +82,6 @@ def _deal_images(site_of: Mapping[str, str], looks: Mapping[str, SkinSite], seed
     return {
         lesion: sorted(f"ISIC_{FIRST_IMAGE + next(ids):07d}" for _ in range(number_of[lesion])) for lesion in site_of
     }
-
-
-def _apportioned(total: int, weights: np.ndarray) -> list[int]:
-    """``total`` in whole parts as near to ``weights`` as can be (largest remainders)."""
-    exact = total * weights / weights.sum()
-    parts = np.floor(exact).astype(int)
-    parts[np.argsort(parts - exact, kind="stable")[: total - parts.sum()]] += 1
-    return [int(part) for part in parts]
 
 
 def _write_images(
