@@ -18,27 +18,45 @@ from nnunet_adpfl.errors import InputError
 
 
 @contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
+def replacing_folder(target: Path, *, resume_key: str | None = None) -> Iterator[Path]:
     """Yield an empty hidden folder beside ``target``; on leaving without error it becomes ``target``.
 
     A folder that stands at ``target`` is kept until the new one is complete. On any error the hidden folder is removed
     and ``target`` is as before.
+
+    Args:
+        resume_key: where given, what a killed or interrupted process left for the same key is yielded again, as it is.
+
+    Raises InputError where ``target`` is a file, or another process works for the same key.
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: give the name of a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leavings(target)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    kept = None if resume_key is None else target.with_name(f".{target.name}.{resume_key}.tmp")
+    _clear_leavings(target, kept)
+    if kept is None:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    else:
+        temporary = kept
+        temporary.mkdir(mode=0o700, exist_ok=True)
     lock = _try_lock(temporary)
+    if lock is None and kept is not None:
+        raise InputError(f"another process is writing {target}: wait for it, or stop it")
     try:
         yield temporary
         _flush_to_disk(temporary)
         temporary.chmod(0o777 & ~_umask())
         _put_in_place(temporary, target)
+    except KeyboardInterrupt:
+        if kept is None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     finally:
         if lock is not None:
             os.close(lock)
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -55,14 +73,14 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _clear_leavings(target: Path) -> None:
+def _clear_leavings(target: Path, kept: Path | None) -> None:
     """Undo what a killed process left: its half-built folder goes, a folder caught in the middle of a swap comes back."""
     previous = _previous(target)
     if previous.exists() and not target.exists():
         os.replace(previous, target)
     shutil.rmtree(previous, ignore_errors=True)
     for leaving in target.parent.iterdir():
-        if leaving.name.startswith(f".{target.name}.") and leaving.name.endswith(".tmp") and leaving.is_dir():
+        if leaving != kept and leaving.name.startswith(f".{target.name}.") and leaving.name.endswith(".tmp") and leaving.is_dir():
             lock = _try_lock(leaving)
             if lock is not None:
                 shutil.rmtree(leaving, ignore_errors=True)

@@ -6,30 +6,27 @@ Kaggle, nested zip files): images, masks and the metadata table are found by nam
 
 from __future__ import annotations
 
-import filecmp
-import os
 import re
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_adpfl import progress
-from nnunet_adpfl.cohort import Cohort, CohortEntry
-from nnunet_adpfl.dataset_conversion import photo_case, raw_dataset, sites_table
-from nnunet_adpfl.dataset_conversion.raw_dataset import RawDataset, SourceCase, WrittenDataset
-from nnunet_adpfl.dataset_conversion.synthetic.generated_set import NOTICE_FILE
+from nnunet_adpfl.cohort import Cohort
+from nnunet_adpfl.dataset_conversion import photo_case, sites_table, tables
+from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, assigned
+from nnunet_adpfl.dataset_conversion.source_files import add_once, generated_notice, walk
+from nnunet_adpfl.dataset_conversion.source_set import Options, SourceCase, SourceSet
 from nnunet_adpfl.errors import InputError
 
 NAME = "HAM10000"
-LABELS = {"background": 0, "lesion": 1}
 LICENCE = "CC BY-NC 4.0"
 REFERENCE = "Tschandl, Rosendahl, Kittler (2018), doi:10.7910/DVN/DBW86T"
 _SOURCE = "the Harvard Dataverse, doi:10.7910/DVN/DBW86T"
 _IMAGE = re.compile(r"(ISIC_\d+)\.jpe?g", re.IGNORECASE)
 _MASK = re.compile(r"(ISIC_\d+)_segmentation\.png", re.IGNORECASE)
 _METADATA = re.compile(r"HAM10000_metadata(\.(tab|csv|tsv|txt))?", re.IGNORECASE)
-_NOT_OURS = re.compile(r"ISIC2018_Task3_Test.*|__MACOSX", re.IGNORECASE)  # images without masks that come with the set
+_NOT_OURS = re.compile(r"ISIC2018_Task3_Test.*|__MACOSX|\..+", re.IGNORECASE)  # images without masks that come with the set
 _SHOWN = 3
 
 
@@ -50,20 +47,15 @@ class _Row:
     site: str
 
 
-def convert(
-    source: Path, number: int, *, sites: Path | None = None, name: str | None = None, overwrite: bool = False
-) -> WrittenDataset:
-    """Convert a HAM10000 folder; images become PNG without loss, masks become labels 0 and 1.
+def find(converter: str, source: Path, choice: SitesChoice, options: Options) -> SourceSet:
+    """A HAM10000 folder; images become PNG without loss, masks become labels 0 and 1.
 
-    Args:
-        sites: table case -> site[, patient] to use instead of the column ``dataset``. A patient column makes the
-            patient the unit; a patient's lesions must then be his alone.
-        name: data set name; default HAM10000.
+    Sites are those of the column ``dataset``, or of the user's table (case -> site[, patient]). A patient column there
+    makes the patient the unit; a patient's lesions must then be his alone.
 
-    Raises InputError for a folder, table or case that cannot be used; nothing is written then.
+    Raises InputError for a folder or table that cannot be used.
     """
-    name = name or NAME
-    raw_dataset.target_folder(number, name)  # refuse a bad number or name before any file is read
+    photo_case.refuse_options(converter, options)
     files = _find(source)
     table, rows = _read_metadata(files.metadata, source)
     cases = _cases(files, source)
@@ -72,43 +64,23 @@ def convert(
     if left_out:
         progress.note(f"{left_out} rows of {table.name} have neither image nor mask in {source} and are left out")
     known = {case: row for case, row in rows.items() if case in cases}
-    cohort = _cohort_from_metadata(known, table) if sites is None else _cohort_from_table(known, sites)
-    dataset_json = {
-        "channel_names": photo_case.CHANNEL_NAMES,
-        "labels": LABELS,
-        "file_ending": photo_case.ENDING,
-        "name": NAME,
-        **_origin(source),
-    }
-    return raw_dataset.write(
-        RawDataset(number, name, "ham10000", dataset_json, tuple(cases.values()), cohort, _convert_case),
-        overwrite=overwrite,
-    )
+    cohort = _cohort(known, table, choice)
+    kept = tuple(case for name, case in cases.items() if name in cohort.cases)
+    return SourceSet(converter, NAME, {**photo_case.DESCRIPTION, "name": NAME, **_origin(source)}, kept, cohort, photo_case.convert_case)
 
 
 def _origin(source: Path) -> dict[str, str]:
-    """Licence and reference, or the notice of a made-up set (`adpfl synth`), which is under nobody's licence."""
-    notice = source / NOTICE_FILE
-    if notice.is_file():
-        return {"description": " ".join(notice.read_text(encoding="utf-8").split())}
-    return {"licence": LICENCE, "reference": REFERENCE}
-
-
-def _convert_case(case: SourceCase, images: Path, labels: Path) -> None:
-    photo, mask = photo_case.read_photo(case.image), photo_case.read_mask(case.label)
-    photo_case.check_same_size(photo, mask)
-    photo_case.write(photo, mask, case.name, images, labels)
+    """Licence and reference, unless the set was made up and is under nobody's licence."""
+    return generated_notice(source) or {"licence": LICENCE, "reference": REFERENCE}
 
 
 def _find(source: Path) -> _Files:
-    if not source.is_dir():
-        raise InputError(f"{source} is no folder: give the one with HAM10000_images_part_1, the masks and the metadata")
     files = _Files()
-    for path in _walk(source):
+    for path in walk(source, _NOT_OURS):
         if match := _IMAGE.fullmatch(path.name):
-            _add(files.images, match.group(1).upper(), path)
+            add_once(files.images, match.group(1).upper(), path)
         elif match := _MASK.fullmatch(path.name):
-            _add(files.masks, match.group(1).upper(), path)
+            add_once(files.masks, match.group(1).upper(), path)
         elif _METADATA.fullmatch(path.name):
             files.metadata.append(path)
     if not files.images or not files.masks:
@@ -117,32 +89,12 @@ def _find(source: Path) -> _Files:
     return files
 
 
-def _walk(source: Path) -> Iterator[Path]:
-    """All files, links to folders followed once; order is the same everywhere."""
-    seen: set[str] = set()
-    for folder, names, files in os.walk(source, followlinks=True):
-        seen.add(os.path.realpath(folder))
-        below = sorted(name for name in names if os.path.realpath(os.path.join(folder, name)) not in seen)
-        skipped = [name for name in below if _NOT_OURS.fullmatch(name)]
-        if skipped:
-            progress.note(f"left out, not part of the labelled set: {', '.join(skipped)}")
-        names[:] = [name for name in below if name not in skipped]
-        yield from (Path(folder) / name for name in sorted(files))
-
-
-def _add(found: dict[str, Path], case: str, path: Path) -> None:
-    """Some copies hold all files twice, in two spellings of the folder's name: fine while they are the same."""
-    earlier = found.setdefault(case, path)
-    if earlier != path and not filecmp.cmp(earlier, path, shallow=False):
-        raise InputError(f"{case} is there twice and differs ({earlier} and {path}): remove one")
-
-
 def _cases(files: _Files, source: Path) -> dict[str, SourceCase]:
     """Every id that has an image or a mask; where one of the two is missing, the case is broken and reported so."""
     return {
         case: SourceCase(
             case,
-            files.images.get(case, source / f"{case}.jpg"),
+            (files.images.get(case, source / f"{case}.jpg"),),
             files.masks.get(case, source / f"{case}_segmentation.png"),
         )
         for case in sorted({*files.images, *files.masks})
@@ -153,11 +105,11 @@ def _read_metadata(candidates: list[Path], source: Path) -> tuple[Path, dict[str
     """The table's file and its rows by image. Of several tables, the first that knows the sites is taken."""
     if not candidates:
         raise InputError(f"{source} holds no HAM10000_metadata (.tab or .csv): take it from {_SOURCE}")
-    headers = {path: sites_table.read_table(path)[0] for path in candidates}
+    headers = {path: tables.read_table(path)[0] for path in candidates}
     path = next((path for path in candidates if "dataset" in headers[path]), candidates[0])
     if len(candidates) > 1:
         progress.note(f"of {len(candidates)} metadata tables, {path} is used")
-    header, lines = sites_table.read_table(path)
+    header, lines = tables.read_table(path)
     for column in ("lesion_id", "image_id"):
         if column not in header:
             raise InputError(f"{path} has no column {column!r} (columns: {', '.join(header)}): take it from {_SOURCE}")
@@ -175,8 +127,10 @@ def _read_metadata(candidates: list[Path], source: Path) -> tuple[Path, dict[str
     return path, rows
 
 
-def _cohort_from_metadata(rows: Mapping[str, _Row], table: Path) -> Cohort:
-    """Sites are the values of ``dataset``; a lesion that has two goes whole to the one of most of its images."""
+def _cohort(rows: Mapping[str, _Row], table: Path, choice: SitesChoice) -> Cohort:
+    lesion_of = {case: row.lesion for case, row in rows.items()}
+    if choice.table is not None:
+        return assigned(lesion_of, "lesion", sites_table.read_sites_table(choice.table), choice, choice.table)
     if not any(row.site for row in rows.values()):
         raise InputError(
             f"{table} has no column 'dataset', which names the sites (Kaggle's copy lacks it): take it from {_SOURCE}, "
@@ -185,34 +139,8 @@ def _cohort_from_metadata(rows: Mapping[str, _Row], table: Path) -> Cohort:
     _refuse(
         [case for case, row in rows.items() if not row.site], f"{table} names no site for images (column 'dataset')"
     )
-    sites_of: dict[str, list[str]] = {}
-    for row in rows.values():
-        sites_of.setdefault(row.lesion, []).append(sites_table.checked_site(row.site, table))
-    shared = sorted(lesion for lesion, sites in sites_of.items() if len(set(sites)) > 1)
-    if shared:
-        progress.note(
-            f"{len(shared)} lesions have images from two sites ({_some(shared)}): each goes whole to the site of most of "
-            "its images, the first where they are equal"
-        )
-    site_of = {lesion: Counter(sites).most_common(1)[0][0] for lesion, sites in sites_of.items()}
-    return Cohort("lesion", {case: CohortEntry(row.lesion, site_of[row.lesion]) for case, row in rows.items()})
-
-
-def _cohort_from_table(rows: Mapping[str, _Row], sites: Path) -> Cohort:
-    """Sites from the user's table, which may also know the patients."""
-    given = sites_table.read_sites_table(sites)
-    lesion_of = {case: row.lesion for case, row in rows.items()}
-    complete = [replace(row, patient=row.patient or lesion_of.get(row.case)) for row in given]
-    unit_of = {row.case: row.patient for row in complete}
-    cohort = sites_table.cohort_from_rows(complete, rows, "lesion" if unit_of == lesion_of else "patient", sites)
-    unit_of_lesion: dict[str, str] = {}
-    for case, entry in cohort.cases.items():
-        if unit_of_lesion.setdefault(lesion_of[case], entry.unit) != entry.unit:
-            raise InputError(
-                f"{sites} gives lesion {lesion_of[case]} to two patients ({unit_of_lesion[lesion_of[case]]} and {entry.unit}): "
-                "give each lesion to one patient"
-            )
-    return cohort
+    given = [sites_table.SiteRow(case, sites_table.checked_site(row.site, table), None) for case, row in rows.items()]
+    return assigned(lesion_of, "lesion", given, choice, table, majority=True)
 
 
 def _refuse(cases: Collection[str], problem: str) -> None:

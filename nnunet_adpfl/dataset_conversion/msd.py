@@ -7,42 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_adpfl import json_files, progress
-from nnunet_adpfl.cohort import Cohort
-from nnunet_adpfl.dataset_conversion import nifti_case, raw_dataset, sites_table
-from nnunet_adpfl.dataset_conversion.raw_dataset import RawDataset, SourceCase, WrittenDataset
+from nnunet_adpfl.dataset_conversion import nifti_case, sites_table
+from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, assigned
+from nnunet_adpfl.dataset_conversion.source_set import Options, SourceCase, SourceSet
 from nnunet_adpfl.errors import InputError
 
 
-def convert(source: Path, number: int, *, sites: Path | None = None, name: str | None = None, overwrite: bool = False) -> WrittenDataset:
-    """Convert a Decathlon folder; 4D images become one file per channel, everything else is copied unchanged.
+def find(converter: str, source: Path, choice: SitesChoice, options: Options) -> SourceSet:
+    """A Decathlon folder; 4D images become one file per channel, everything else is copied unchanged.
 
-    Args:
-        sites: table case -> site[, patient]. The Decathlon has one scan per patient, so without a patient column
-            each case is a patient. None: no cohort.json is written.
-        name: data set name; default: the folder's name without ``TaskNN_``.
+    The Decathlon has one scan per patient, so without a patient column in the table each case is a patient. Without a
+    table there is no cohort.
 
-    Raises InputError for a folder, table or case that cannot be used; nothing is written then.
+    Raises InputError for a folder or table that cannot be used.
     """
     description = _read_description(source)
-    name = name or re.sub(r"^Task\d+_", "", source.resolve().name)
-    raw_dataset.target_folder(number, name)  # refuse a bad number or name before any file is read
-    labels = _labels(description, source)
-    channels = _channels(description, source)
+    name = re.sub(r"^Task\d+_", "", source.resolve().name)
+    labels, channels = _labels(description, source), _channels(description, source)
     cases = _cases(description, source)
     _note_unused(source, cases)
-
-    def convert_case(case: SourceCase, images: Path, label_folder: Path) -> None:
-        image, label = nifti_case.read(case.image, "image"), nifti_case.read(case.label, "label")
-        nifti_case.check_same_grid(image, label)
-        nifti_case.check_labels(label, labels)
-        nifti_case.write_channels(image, case.name, len(channels), images)
-        nifti_case.write_unchanged(label, label_folder / f"{case.name}{nifti_case.ENDING}")
-
+    cohort = None
+    if choice.table is not None:
+        unit_of = {case.name: case.name for case in cases}
+        rows = sites_table.read_sites_table(choice.table)
+        sites_table.check_known(rows, unit_of, choice.table)
+        cohort = assigned(unit_of, "patient", rows, choice, choice.table)
+        cases = tuple(case for case in cases if case.name in cohort.cases)
     known = {key: description[key] for key in ("description", "reference", "licence", "release") if description.get(key)}
     dataset_json = {"channel_names": channels, "labels": labels, "file_ending": nifti_case.ENDING, "name": name, **known}
-    return raw_dataset.write(
-        RawDataset(number, name, "msd", dataset_json, cases, _cohort(sites, cases), convert_case), overwrite=overwrite
-    )
+    convert_case = nifti_case.NiftiConversion(len(channels), {value: value for value in labels.values()}, options.linked)
+    return SourceSet(converter, name, dataset_json, cases, cohort, convert_case, linked=options.linked)
 
 
 def _read_description(source: Path) -> dict[str, Any]:
@@ -92,22 +86,16 @@ def _cases(description: dict[str, Any], source: Path) -> tuple[SourceCase, ...]:
         name = re.sub(r"\.nii(\.gz)?$", "", image.name)
         if name in cases:
             raise InputError(f"{source / 'dataset.json'}: 'training' lists case {name} twice")
-        cases[name] = SourceCase(name, image, label)
+        cases[name] = SourceCase(name, (image,), label)
     if not cases:
         raise InputError(f"{source / 'dataset.json'}: 'training' lists no case")
     return tuple(cases.values())
 
 
-def _cohort(sites: Path | None, cases: tuple[SourceCase, ...]) -> Cohort | None:
-    if sites is None:
-        return None
-    return sites_table.cohort_from_rows(sites_table.read_sites_table(sites), [case.name for case in cases], "patient", sites)
-
-
 def _note_unused(source: Path, cases: tuple[SourceCase, ...]) -> None:
     folder = source / "imagesTr"
     on_disk = {path.name for path in folder.glob("*.nii*") if not path.name.startswith("._")} if folder.is_dir() else set()
-    unlisted = on_disk - {case.image.name for case in cases}
+    unlisted = on_disk - {case.images[0].name for case in cases}
     if unlisted:
         progress.note(f"{len(unlisted)} images in imagesTr are not in dataset.json and are left out ({', '.join(sorted(unlisted)[:3])})")
     if (source / "imagesTs").is_dir() and any((source / "imagesTs").iterdir()):

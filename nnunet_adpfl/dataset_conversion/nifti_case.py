@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from nnunet_adpfl.dataset_conversion.raw_dataset import BrokenCaseError
+from nnunet_adpfl.dataset_conversion.source_set import BrokenCaseError, SourceCase
 
 ENDING = ".nii.gz"
 _UNREADABLE = (
@@ -49,7 +49,7 @@ def read(path: Path, role: str) -> Volume:
     """
     try:
         content = path.read_bytes()
-        if path.name.endswith(".gz"):
+        if path.name.lower().endswith(".gz"):
             content = gzip.decompress(content)
         image = nib.Nifti1Image.from_bytes(content)
         data = np.asanyarray(image.dataobj)
@@ -83,38 +83,101 @@ def check_same_grid(image: Volume, label: Volume) -> None:
         raise BrokenCaseError(f"image and label lie {offset:.3g} mm apart (origin or direction differs)")
 
 
-def check_labels(label: Volume, labels: Mapping[str, Any]) -> None:
-    """Raise BrokenCaseError unless all voxels are whole numbers that dataset.json's ``labels`` name."""
-    values = np.unique(label.data)
-    if (values != np.round(values)).any():
-        raise BrokenCaseError(f"label holds {values[values != np.round(values)][0]:g}, which is no whole number")
-    allowed: set[int] = set()
-    for value in labels.values():
-        allowed.update(value if isinstance(value, (list, tuple)) else [value])
-    unknown = sorted(set(values.astype(int).tolist()) - allowed)
+def values_of(label: Volume) -> list[int]:
+    """The values that occur, in ascending order.
+
+    Raises BrokenCaseError for a voxel that is no whole number, or far outside of what labels are.
+    """
+    found: set[float] = set()
+    for plane in label.data:  # piece by piece: sorting all voxels of a CT at once takes gigabytes
+        found.update(np.unique(plane).tolist())
+    odd = sorted(value for value in found if value != round(value))
+    if odd:
+        raise BrokenCaseError(f"label holds {odd[0]:g}, which is no whole number")
+    return sorted(int(value) for value in found)
+
+
+def check_labels(label: Volume, allowed: Collection[int]) -> None:
+    """Raise BrokenCaseError unless all voxels are whole numbers among ``allowed``."""
+    unknown = [value for value in values_of(label) if value not in allowed]
     if unknown:
-        raise BrokenCaseError(f"label holds the value {unknown[0]}, dataset.json has {sorted(allowed)}")
+        raise BrokenCaseError(f"label holds the value {unknown[0]}, the data set has {sorted(allowed)}")
 
 
-def write_channels(image: Volume, case: str, channels: int, folder: Path) -> None:
+@dataclass(frozen=True)
+class NiftiConversion:
+    """Checks one case and writes it as nnU-Net names it.
+
+    Attributes:
+        channels: how many there are, in one 4D file or in one 3D file each.
+        label_values: value in the source's labels -> value in nnU-Net's.
+        linked: link files that are taken as they are, instead of copying them.
+    """
+
+    channels: int
+    label_values: Mapping[int, int]
+    linked: bool = False
+
+    def __call__(self, case: SourceCase, images: Path, labels: Path) -> None:
+        label = None if case.label is None else read(case.label, "label")
+        if label is not None and label.data.ndim != 3:
+            raise BrokenCaseError(f"label has shape {_shape(label.data)}, needs three axes")
+        if label is not None:
+            check_labels(label, self.label_values.keys())
+        first = None
+        for channel, path in enumerate(case.images):
+            image = read(path, "image" if len(case.images) == 1 else f"image {path.name}")
+            if label is not None:
+                check_same_grid(image, label)
+            elif first is not None:
+                check_same_grid(image, first)
+            if len(case.images) == 1:
+                write_channels(image, case.name, self.channels, images, self.linked)
+                break
+            if image.data.ndim != 3:
+                raise BrokenCaseError(f"image {path.name} has shape {_shape(image.data)}, needs three axes")
+            write_unchanged(image, images / f"{case.name}_{channel:04d}{ENDING}", self.linked)
+            first = image
+        if label is not None:
+            self._write_label(label, labels / f"{case.name}{ENDING}")
+
+    def _write_label(self, label: Volume, target: Path) -> None:
+        if all(value == new for value, new in self.label_values.items()):
+            write_unchanged(label, target, self.linked)
+        else:
+            write_relabelled(label, self.label_values, target)
+
+
+def write_relabelled(label: Volume, new_values: Mapping[int, int], target: Path) -> None:
+    """The label with other values, on the same grid, as 8-bit numbers. Its values must be checked before."""
+    table = np.zeros(256, dtype=np.uint8)
+    table[list(new_values)] = list(new_values.values())
+    image = nib.Nifti1Image(table[label.data.astype(np.uint8)], label.affine, label.image.header, dtype=np.uint8)
+    image.header.set_slope_inter(1, 0)
+    nib.save(image, target)
+
+
+def write_channels(image: Volume, case: str, channels: int, folder: Path, linked: bool = False) -> None:
     """Write ``case_0000.nii.gz``, ``case_0001.nii.gz`` ...: a 3D file as it is, a 4D file cut along its last axis."""
     found = 1 if image.data.ndim == 3 else image.data.shape[3]
     if image.data.ndim > 4 or found != channels:
-        raise BrokenCaseError(f"image has shape {_shape(image.data)}, dataset.json names {channels} channel(s)")
+        raise BrokenCaseError(f"image has shape {_shape(image.data)}, the data set has {channels} channel(s)")
     if image.data.ndim == 3:
-        write_unchanged(image, folder / f"{case}_0000{ENDING}")
+        write_unchanged(image, folder / f"{case}_0000{ENDING}", linked)
         return
     for channel in range(channels):
         part = nib.Nifti1Image(image.data[..., channel], image.affine, image.image.header, dtype=image.data.dtype)
         nib.save(part, folder / f"{case}_{channel:04d}{ENDING}")
 
 
-def write_unchanged(volume: Volume, target: Path) -> None:
-    """The same file under another name, gzipped where it was not."""
-    if volume.path.name.endswith(".gz"):
-        shutil.copyfile(volume.path, target)
-    else:
+def write_unchanged(volume: Volume, target: Path, linked: bool = False) -> None:
+    """The same file under another name, gzipped where it was not (nnU-Net reads one ending in a data set)."""
+    if not volume.path.name.lower().endswith(".gz"):
         nib.save(volume.image, target)
+    elif linked:
+        target.symlink_to(volume.path.resolve())
+    else:
+        shutil.copyfile(volume.path, target)
 
 
 def _shape(data: np.ndarray) -> str:

@@ -1,21 +1,23 @@
-"""The table that says which case is from which site: CSV with the columns case, site and, optionally, patient."""
+"""The table that says which case is from which site: columns case, site and, optionally, patient (CSV or .xlsx)."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_adpfl.cohort import Cohort, CohortEntry, names_a_folder
+from nnunet_adpfl.dataset_conversion.tables import read_table
 from nnunet_adpfl.errors import InputError
 
-CASE_COLUMNS = ("case", "case_id", "image", "image_id")
-SITE_COLUMNS = ("site", "site_id", "dataset")
+# As they are called in the tables that the data sets publish, in lower case.
+CASE_COLUMNS = ("case", "case_id", "case_ids", "image", "image_id", "subject_id", "brats subject id")
+SITE_COLUMNS = (
+    "site", "site_id", "site_ids", "dataset", "partition_id", "site no (represents the originating institution)"
+)  # fmt: skip
 PATIENT_COLUMNS = ("patient", "patient_id", "unit", "lesion_id")
+NO_NAME = ("", "n/a", "na", "nan")
 FILE_ENDINGS = (".nii.gz", ".nii", ".png", ".jpg")
 SHOWN = 3
 
@@ -29,24 +31,37 @@ class SiteRow:
     patient: str | None
 
 
-def read_sites_table(path: Path | str) -> list[SiteRow]:
-    """Read a table separated by comma, tab or semicolon (quotes, BOM and blanks round the values are fine).
+def read_sites_table(path: Path | str, case_columns: Sequence[str] = ()) -> list[SiteRow]:
+    """Read a table separated by comma, tab or semicolon (quotes, BOM and blanks round the values are fine), or a workbook.
+
+    Args:
+        case_columns: names of the case column that this data set's own tables use, before the usual ones. Rows without
+            a case there (empty, N/A) belong to other data sets and are left out.
 
     Raises InputError, naming the file and the line, when a column or a value is missing.
     """
     header, lines = read_table(path)
-    case_at = _column(header, CASE_COLUMNS, path, needed=True)
+    own_at = _column(header, case_columns, path, needed=False)
+    case_at = own_at if own_at is not None else _column(header, CASE_COLUMNS, path, needed=True)
     site_at = _column(header, SITE_COLUMNS, path, needed=True)
     patient_at = _column(header, PATIENT_COLUMNS, path, needed=False)
+    by_number = site_at is not None and header[site_at] == "partition_id"
     rows = []
     for number, values in lines:
+        if own_at is not None and (values[own_at : own_at + 1] or [""])[0].lower() in NO_NAME:
+            continue
         case = _without_ending(_value(values, case_at, "case", number, path))
         site = checked_site(_value(values, site_at, "site", number, path), path)
         patient = None if patient_at is None else _value(values, patient_at, header[patient_at], number, path)
-        rows.append(SiteRow(case, site, patient))
+        rows.append(SiteRow(case, _as_number(site) if by_number else site, patient))
     if not rows:
         raise InputError(f"{path} has no rows below its header: list every case with its site")
     return rows
+
+
+def _as_number(site: str) -> str:
+    """FeTS numbers its partitions '01' in one file and '1' in another."""
+    return str(int(site)) if site.isdecimal() else site
 
 
 def cohort_from_rows(rows: Sequence[SiteRow], cases: Collection[str], unit_kind: str, source: Path | str = "the sites table") -> Cohort:
@@ -58,12 +73,9 @@ def cohort_from_rows(rows: Sequence[SiteRow], cases: Collection[str], unit_kind:
 
     Raises InputError when cases are unknown, missing or repeated, or a unit is at two sites.
     """
-    counts = Counter(row.case for row in rows)
-    known = set(cases)
-    repeated, unknown = [case for case, count in counts.items() if count > 1], [case for case in counts if case not in known]
-    _refuse(repeated, f"{source} lists cases more than once", "keep one row per case")
-    _refuse(unknown, f"{source} lists cases that the data set does not have", "remove these rows or correct the names")
-    _refuse([case for case in known if case not in counts], f"{source} lacks cases of the data set", "add a row for each")
+    check_known(rows, cases, source)
+    listed = {row.case for row in rows}
+    _refuse([case for case in cases if case not in listed], f"{source} lacks cases of the data set", "add a row for each")
     site_of: dict[str, str] = {}
     for row in rows:
         unit = row.case if row.patient is None else row.patient
@@ -73,26 +85,12 @@ def cohort_from_rows(rows: Sequence[SiteRow], cases: Collection[str], unit_kind:
     return Cohort(unit_kind, {row.case: CohortEntry(row.case if row.patient is None else row.patient, row.site) for row in rows})
 
 
-def read_table(path: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header in lower case and rows (line number, values) of a delimited text file; blank rows are left out.
-
-    Raises InputError when the file is missing, empty, no text, or a row has more values than the header.
-    """
-    text = _text(Path(path))
-    delimiter = max(",\t;", key=text.split("\n", 1)[0].count)
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        rows = [(reader.line_num, [value.strip() for value in row]) for row in reader]
-    except csv.Error as error:
-        raise InputError(f"{path} is not a table that can be read ({error}): save it as CSV") from None
-    rows = [(number, row) for number, row in rows if any(row)]
-    if not rows:
-        raise InputError(f"{path} is empty: give a table with the columns case, site and, if known, patient")
-    header = [name.lower() for name in rows[0][1]]
-    for number, row in rows[1:]:
-        if any(row[len(header) :]):
-            raise InputError(f"{path}, line {number}: {len(row)} values for {len(header)} columns")
-    return header, rows[1:]
+def check_known(rows: Sequence[SiteRow], cases: Collection[str], source: Path | str) -> None:
+    """InputError for rows about other cases, or repeated ones: in a table made for this very data set, typing errors."""
+    known, counts = set(cases), Counter(row.case for row in rows)
+    _refuse([case for case, count in counts.items() if count > 1], f"{source} lists cases more than once", "keep one row per case")
+    unknown = [case for case in counts if case not in known]
+    _refuse(unknown, f"{source} lists cases that the data set does not have", "remove these rows or correct the names")
 
 
 def checked_site(site: str, path: Path | str) -> str:
@@ -100,19 +98,6 @@ def checked_site(site: str, path: Path | str) -> str:
     if not names_a_folder(site):
         raise InputError(f"{path}: site {site!r} cannot name a folder: use letters, digits, blanks, '-' and '_'")
     return site
-
-
-def _text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give a CSV file with the columns case and site") from None
-    try:
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return content.decode("utf-16")
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("latin-1")  # spreadsheets on Windows
 
 
 def _column(header: list[str], names: Sequence[str], path: Path | str, *, needed: bool) -> int | None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nnunet_adpfl import atomic_files, folders, progress
-from nnunet_adpfl.dataset_conversion import ham10000
+from nnunet_adpfl.dataset_conversion import converters
 from nnunet_adpfl.dataset_conversion.synthetic import ham10000 as synthetic_ham10000
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.evaluation import site_matrix
@@ -70,7 +70,7 @@ def demo(folder: Path, settings: DemoSettings | None = None, *, overwrite: bool 
         synthetic_ham10000.generate(
             source, units=settings.lesions, heterogeneity=settings.heterogeneity, seed=settings.seed
         )
-        dataset = ham10000.convert(source, DATASET_NUMBER, name=DATASET_NAME).folder.name
+        dataset = converters.convert("ham10000", source, DATASET_NUMBER, name=DATASET_NAME).folder.name
         runs = {name: _run(dataset, name, settings) for name in TRAINERS}
         paths = {name: Path(done["run"]) for name, done in runs.items()}
         site_matrix.write(site_matrix.site_matrix_of_runs(paths), paths[TRAINERS[-1]])

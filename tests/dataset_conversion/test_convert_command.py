@@ -13,7 +13,8 @@ import tiny_sources
 from PIL import Image
 
 from nnunet_adpfl import cohort as cohorts
-from nnunet_adpfl.cli import convert, synth
+from nnunet_adpfl.cli import synth
+from nnunet_adpfl.dataset_conversion import converters
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -41,6 +42,7 @@ def test_convert_json_is_alone_on_standard_output(raw: Path, msd: Path, adpfl: C
         "dataset": 77,
         "cases": 4,
         "written": True,
+        "left_out": {},
         "unit": "patient",
         "units": 4,
         "sites": {"north": {"units": 4, "cases": 4}},
@@ -84,7 +86,7 @@ def test_synth_prints_lesions_and_images(adpfl: Command, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("convert", "kits", "SRC", 120), "data set 'kits' is unknown; use one of ham10000, msd"),
+        (("convert", "kits", "SRC", 120), "data set 'kits' is unknown; use one of ham10000, isic2018"),
         (("convert", "ham10000", "absent", 120), "absent is no folder"),
         (("convert", "msd", "SRC", 120), "is no Decathlon folder"),
         (("convert", "ham10000", "SRC", 0), "DATASET_ID 0 is out of range"),
@@ -130,7 +132,7 @@ def test_full_disk_is_one_line(raw: Path, ham: Path, adpfl: Command, monkeypatch
 def test_every_set_in_the_tables_exists() -> None:
     from importlib import import_module
 
-    for module in convert.CONVERTERS.values():
-        assert callable(import_module(module).convert)
+    for module in converters.CONVERTERS.values():
+        assert callable(import_module(f"nnunet_adpfl.dataset_conversion.{module}").find)
     for module in synth.GENERATORS.values():
         assert callable(import_module(module).generate)

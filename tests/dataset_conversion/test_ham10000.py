@@ -13,7 +13,8 @@ import tiny_sources
 from PIL import Image
 
 from nnunet_adpfl import cohort as cohorts
-from nnunet_adpfl.dataset_conversion import ham10000
+from nnunet_adpfl.dataset_conversion import converters, ham10000
+from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice
 from nnunet_adpfl.federation import raw_cases
 
 CASES = [f"ISIC_000000{number}" for number in range(1, 6)]
@@ -26,7 +27,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_whole_folder(raw: Path, ham: Path) -> None:
-    written = ham10000.convert(ham, 120)
+    written = converters.convert("ham10000", ham, 120)
     assert (written.folder, written.cases) == (raw / "Dataset120_HAM10000", 5)
     description = json.loads((written.folder / "dataset.json").read_text())
     assert description["channel_names"] == {"0": "R", "1": "G", "2": "B"}
@@ -47,7 +48,7 @@ def test_whole_folder(raw: Path, ham: Path) -> None:
 def test_nnunets_own_reader_takes_the_files(raw: Path, ham: Path) -> None:
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
-    folder = ham10000.convert(ham, 120).folder
+    folder = converters.convert("ham10000", ham, 120).folder
     image, _ = NaturalImage2DIO().read_images([str(folder / "imagesTr" / f"{CASES[0]}_0000.png")])
     label, _ = NaturalImage2DIO().read_seg(str(folder / "labelsTr" / f"{CASES[0]}.png"))
     assert (image.shape, label.shape) == ((3, 1, *SIZE), (1, 1, *SIZE))
@@ -114,7 +115,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_that_occur(raw: Path, ham: Path, layout: Callable[[Path], None]) -> None:
     layout(ham)
-    written = ham10000.convert(ham, 120)
+    written = converters.convert("ham10000", ham, 120)
     assert written.cohort is not None
     assert list(written.cohort.cases) == CASES
     assert {site: written.cohort.units(site) for site in written.cohort.sites} == SITES
@@ -130,7 +131,7 @@ def test_a_lesion_of_two_sites_goes_whole_to_one(raw: Path, ham: Path, capsys: p
             for lesion, case, site in zip(lesions, CASES, sites, strict=True)
         ),
     )
-    written = ham10000.convert(ham, 120)
+    written = converters.convert("ham10000", ham, 120)
     assert written.cohort is not None
     assert {entry.unit: entry.site for entry in written.cohort.cases.values()} == {"A": "rosendahl", "B": "vienna_dias"}
     assert "2 lesions have images from two sites (A, B)" in capsys.readouterr().err
@@ -138,7 +139,7 @@ def test_a_lesion_of_two_sites_goes_whole_to_one(raw: Path, ham: Path, capsys: p
 
 def test_rows_without_files_are_left_out_and_noted(raw: Path, ham: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_sources.ham_metadata(ham, *ROWS, "HAM_9,ISIC_0000009,nv,histo,45.0,male,back,vienna_dias")
-    assert ham10000.convert(ham, 120).cases == 5
+    assert converters.convert("ham10000", ham, 120).cases == 5
     assert "1 rows of HAM10000_metadata have neither image nor mask" in capsys.readouterr().err
 
 
@@ -147,10 +148,10 @@ WITHOUT_DATASET = tuple(row.rsplit(",", 1)[0] for row in ROWS)
 
 def test_a_copy_without_sites_needs_a_table(raw: Path, ham: Path, tmp_path: Path) -> None:
     tiny_sources.ham_metadata(ham, *WITHOUT_DATASET, header=HEADER.rsplit(",", 1)[0])
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "no column 'dataset'", "--sites FILE.csv")
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 120), "no column 'dataset'", "--sites FILE.csv")
     sites = tmp_path / "sites.csv"
     sites.write_text("case,site\n" + "".join(f"{case},{site}\n" for case, site in zip(CASES, "nnsss", strict=True)))
-    cohort = ham10000.convert(ham, 120, sites=sites).cohort
+    cohort = converters.convert("ham10000", ham, 120, sites=sites).cohort
     assert cohort is not None
     assert (cohort.unit_kind, cohort.units("n"), cohort.units("s")) == (
         "lesion",
@@ -173,7 +174,7 @@ def test_tables_that_do_not_fit(raw: Path, ham: Path, tmp_path: Path, lines: str
         for number, (case, site) in enumerate(zip(CASES, lines, strict=False))
     ]
     sites.write_text("case,site\n" + "\n".join(rows))
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120, sites=sites), "sites.csv", message)
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 120, sites=sites), "sites.csv", message)
 
 
 def test_a_table_may_know_the_patients(raw: Path, ham: Path, tmp_path: Path) -> None:
@@ -181,14 +182,14 @@ def test_a_table_may_know_the_patients(raw: Path, ham: Path, tmp_path: Path) -> 
     sites.write_text(
         "case,site,patient\n" + "".join(f"{case},n,{patient}\n" for case, patient in zip(CASES, "aaabb", strict=True))
     )
-    cohort = ham10000.convert(ham, 120, sites=sites).cohort
+    cohort = converters.convert("ham10000", ham, 120, sites=sites).cohort
     assert cohort is not None
     assert (cohort.unit_kind, cohort.cases_by_unit()) == ("patient", {"a": CASES[:3], "b": CASES[3:]})
     sites.write_text(
         "case,site,patient\n" + "".join(f"{case},n,{patient}\n" for case, patient in zip(CASES, "abccc", strict=True))
     )
     tiny_sources.check_refused(
-        raw, lambda: ham10000.convert(ham, 121, sites=sites), "gives lesion HAM_1 to two patients (a and b)"
+        raw, lambda: converters.convert("ham10000", ham, 121, sites=sites), "gives lesion HAM_1 to two patients (a and b)"
     )
 
 
@@ -197,14 +198,14 @@ def test_masks_of_any_mode_while_black_and_white(raw: Path, ham: Path, mode: str
     path = tiny_sources.ham_mask(ham, "ISIC_0000003")
     expected = pixels(path) // 255
     Image.open(path).convert(mode).save(path)
-    label = pixels(ham10000.convert(ham, 120).folder / "labelsTr" / "ISIC_0000003.png")
+    label = pixels(converters.convert("ham10000", ham, 120).folder / "labelsTr" / "ISIC_0000003.png")
     np.testing.assert_array_equal(label, expected)
     assert label.dtype == np.uint8
 
 
 def test_grey_photographs_become_rgb(raw: Path, ham: Path) -> None:
     tiny_sources.write_jpg(tiny_sources.ham_image(ham, "ISIC_0000003"), mode="L")
-    assert pixels(ham10000.convert(ham, 120).folder / "imagesTr" / "ISIC_0000003_0000.png").shape == (*SIZE, 3)
+    assert pixels(converters.convert("ham10000", ham, 120).folder / "imagesTr" / "ISIC_0000003_0000.png").shape == (*SIZE, 3)
 
 
 def test_real_metadata(shared_data: Path) -> None:
@@ -213,6 +214,6 @@ def test_real_metadata(shared_data: Path) -> None:
     if not path.is_file():
         pytest.skip("the table is not on this machine")
     _, rows = ham10000._read_metadata([path], path.parent)
-    cohort = ham10000._cohort_from_metadata(rows, path)
+    cohort = ham10000._cohort(rows, path, SitesChoice())
     assert (len(cohort.cases), len(cohort.units())) == (10015, 7470)
     assert cohort.sites == ["rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias"]

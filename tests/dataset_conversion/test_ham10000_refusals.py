@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_sources
 
-from nnunet_adpfl.dataset_conversion import ham10000
+from nnunet_adpfl.dataset_conversion import converters
 
 CASES = [f"ISIC_000000{number}" for number in range(1, 6)]
 HEADER, ROWS, SIZE = tiny_sources.HAM_HEADER, tiny_sources.HAM_ROWS, tiny_sources.HAM_SIZE
@@ -59,7 +59,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         "_segmentation.png is no PNG file",
     ),
     "no image": (unlink("ISIC_0000003.jpg"), "image ISIC_0000003.jpg is missing"),
-    "no mask": (unlink("ISIC_0000003_segmentation.png"), "mask ISIC_0000003_segmentation.png is missing"),
+    "no mask": (unlink("ISIC_0000003_segmentation.png"), "label ISIC_0000003_segmentation.png is missing"),
     "size": (other_size, "image is 16x12 pixels, mask 12x16"),
     "grey": (mask_of(128), "holds the value 128, needs 0 and 255 alone"),
     "label": (mask_of(1), "holds the value 1, needs 0 and 255 alone"),
@@ -75,19 +75,19 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("breakage", BROKEN)
 def test_broken_cases_are_named_and_the_earlier_data_set_is_kept(raw: Path, ham: Path, breakage: str) -> None:
-    assert ham10000.convert(ham, 120).written
+    assert converters.convert("ham10000", ham, 120).written
     damage, message = BROKEN[breakage]
     damage(ham)
     parts = ("1 of 5 cases are broken, nothing was written: ISIC_0000003", message)
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120, overwrite=True), *parts)
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 121), *parts)
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 120, overwrite=True), *parts)
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 121), *parts)
 
 
 def test_every_missing_part_is_in_the_one_line(raw: Path, ham: Path) -> None:
     shutil.rmtree(ham / "HAM10000_images_part_2")
     next(ham.rglob("ISIC_0000004_segmentation.png")).unlink()
     parts = [f"{case} (image {case}.jpg is missing)" for case in CASES[::2]]
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "4 of 5 cases", *parts, "ISIC_0000004 (mask")
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 120), "4 of 5 cases", *parts, "ISIC_0000004 (label")
 
 
 @pytest.mark.parametrize(
@@ -103,21 +103,21 @@ def test_every_missing_part_is_in_the_one_line(raw: Path, ham: Path) -> None:
     ],
 )
 def test_bad_metadata(raw: Path, ham: Path, header: str, rows: list[str], parts: list[str]) -> None:
-    assert ham10000.convert(ham, 120).written
+    assert converters.convert("ham10000", ham, 120).written
     tiny_sources.ham_metadata(ham, *rows, header=header)
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120, overwrite=True), "HAM10000_metadata", *parts)
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 120, overwrite=True), "HAM10000_metadata", *parts)
 
 
 def test_no_ham_folder(raw: Path, ham: Path, tmp_path: Path) -> None:
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(tmp_path / "absent", 120), "absent is no folder")
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", tmp_path / "absent", 120), "absent is no folder")
     (ham / "HAM10000_metadata").unlink()
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "holds no HAM10000_metadata")
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 120), "holds no HAM10000_metadata")
     shutil.rmtree(ham / "HAM10000_segmentations_lesion_tschandl")
     tiny_sources.check_refused(
-        raw, lambda: ham10000.convert(ham, 120), "holds no masks (ISIC_0024306_segmentation.png ...)"
+        raw, lambda: converters.convert("ham10000", ham, 120), "holds no masks (ISIC_0024306_segmentation.png ...)"
     )
 
 
 def test_two_different_images_of_one_id(raw: Path, ham: Path) -> None:
     tiny_sources.write_jpg(ham / "more" / "ISIC_0000003.jpg", shade=7)
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "ISIC_0000003 is there twice and differs")
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 120), "ISIC_0000003 is there twice and differs")

@@ -13,7 +13,7 @@ import pytest
 import tiny_sources
 
 from nnunet_adpfl import cohort as cohorts
-from nnunet_adpfl.dataset_conversion import msd as decathlon
+from nnunet_adpfl.dataset_conversion import converters
 from nnunet_adpfl.federation import raw_cases
 
 CASES = tiny_sources.MSD_CASES
@@ -29,7 +29,7 @@ def test_whole_folder(raw: Path, msd: Path, tmp_path: Path) -> None:
     sites = sites_file(
         tmp_path, "case,site\n" + "".join(f"{case}.nii.gz,{site}\n" for case, site in zip(CASES, "xxyy", strict=True))
     )
-    written = decathlon.convert(msd, 77, sites=sites)
+    written = converters.convert("msd", msd, 77, sites=sites)
     assert (written.folder, written.number, written.cases, written.written) == (raw / "Dataset077_Brain", 77, 4, True)
     assert json.loads((written.folder / "dataset.json").read_text()) == {
         "channel_names": {"0": "MRI0"},
@@ -50,7 +50,7 @@ def test_whole_folder(raw: Path, msd: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_table_there_is_no_cohort(raw: Path, msd: Path) -> None:
-    written = decathlon.convert(msd, 5, name="Other")
+    written = converters.convert("msd", msd, 5, name="Other")
     assert written.cohort is None
     assert not (written.folder / "cohort.json").exists()
     assert written.folder == raw / "Dataset005_Other"
@@ -58,7 +58,7 @@ def test_without_a_table_there_is_no_cohort(raw: Path, msd: Path) -> None:
 
 def test_several_channels(raw: Path, tmp_path: Path) -> None:
     source = tiny_sources.write_msd(tmp_path / "Task01_Multi", CASES[:2], channels=2)
-    written = decathlon.convert(source, 1)
+    written = converters.convert("msd", source, 1)
     assert sorted(path.name for path in (written.folder / "imagesTr").iterdir()) == [
         f"{case}_000{channel}.nii.gz" for case in CASES[:2] for channel in range(2)
     ]
@@ -85,7 +85,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "truncated label": (lambda source: cut(source / "labelsTr/brain_02.nii.gz"), ("brain_02 (label cannot be read",)),
     "missing label": (
         lambda source: (source / "labelsTr/brain_02.nii.gz").unlink(),
-        ("label file brain_02.nii.gz is missing",),
+        ("label brain_02.nii.gz is missing",),
     ),
     "other spacing": (
         lambda source: write_with(source / "labelsTr/brain_02.nii.gz", affine=np.diag([1.0, 1.0, 1.0, 1.0])),
@@ -104,18 +104,18 @@ BREAKAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
 def test_broken_cases_are_named_and_the_earlier_data_set_is_kept(raw: Path, msd: Path, breakage: str) -> None:
-    assert decathlon.convert(msd, 77).written
+    assert converters.convert("msd", msd, 77).written
     damage, parts = BREAKAGES[breakage]
     damage(msd)
     shared = ("1 of 4 cases are broken, nothing was written",)
-    tiny_sources.check_refused(raw, lambda: decathlon.convert(msd, 77, overwrite=True), *shared, *parts)
-    tiny_sources.check_refused(raw, lambda: decathlon.convert(msd, 78), *shared, *parts)
+    tiny_sources.check_refused(raw, lambda: converters.convert("msd", msd, 77, overwrite=True), *shared, *parts)
+    tiny_sources.check_refused(raw, lambda: converters.convert("msd", msd, 78), *shared, *parts)
 
 
 def test_all_broken_cases_are_in_the_one_line(raw: Path, msd: Path) -> None:
     for case in CASES[:3]:
         cut(msd / "imagesTr" / f"{case}.nii.gz")
-    tiny_sources.check_refused(raw, lambda: decathlon.convert(msd, 77), "3 of 4 cases are broken", *CASES[:3])
+    tiny_sources.check_refused(raw, lambda: converters.convert("msd", msd, 77), "3 of 4 cases are broken", *CASES[:3])
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_all_broken_cases_are_in_the_one_line(raw: Path, msd: Path) -> None:
     ],
 )
 def test_bad_sites_tables(raw: Path, msd: Path, tmp_path: Path, text: str, message: str) -> None:
-    assert decathlon.convert(msd, 77).written
+    assert converters.convert("msd", msd, 77).written
     sites = sites_file(tmp_path, text)
     tiny_sources.check_refused(
-        raw, lambda: decathlon.convert(msd, 77, sites=sites, overwrite=True), "sites.csv", message
+        raw, lambda: converters.convert("msd", msd, 77, sites=sites, overwrite=True), "sites.csv", message
     )
 
 
@@ -153,7 +153,7 @@ def edited(msd: Path, **changes: Any) -> None:
         ({"labels": {"zero": "background"}}, "must be whole numbers"),
         ({"labels": [0, 1]}, "no 'labels'"),
         ({"modality": {"1": "MRI"}}, "keys of 'modality'"),
-        ({"modality": {"0": "T1", "1": "T2"}}, "dataset.json names 2 channel(s)"),
+        ({"modality": {"0": "T1", "1": "T2"}}, "the data set has 2 channel(s)"),
         ({"training": []}, "lists no case"),
         ({"training": ["imagesTr/brain_01.nii.gz"]}, "needs an image and a label"),
         ({"training": [{"image": "a.nii.gz", "label": "b.nii.gz"}] * 2}, "lists case a twice"),
@@ -163,13 +163,13 @@ def edited(msd: Path, **changes: Any) -> None:
 )
 def test_bad_descriptions(raw: Path, msd: Path, changes: dict[str, Any], message: str) -> None:
     edited(msd, **changes)
-    tiny_sources.check_refused(raw, lambda: decathlon.convert(msd, 77), message)
+    tiny_sources.check_refused(raw, lambda: converters.convert("msd", msd, 77), message)
 
 
 def test_no_decathlon_folder(raw: Path, msd: Path, tmp_path: Path) -> None:
-    tiny_sources.check_refused(raw, lambda: decathlon.convert(tmp_path / "absent", 77), "absent is no Decathlon folder")
+    tiny_sources.check_refused(raw, lambda: converters.convert("msd", tmp_path / "absent", 77), "absent is no Decathlon folder")
     (msd / "dataset.json").write_text("{")
-    tiny_sources.check_refused(raw, lambda: decathlon.convert(msd, 77), "no valid JSON")
+    tiny_sources.check_refused(raw, lambda: converters.convert("msd", msd, 77), "no valid JSON")
 
 
 def test_unlisted_images_and_mac_leavings_are_left_out(
@@ -178,7 +178,7 @@ def test_unlisted_images_and_mac_leavings_are_left_out(
     description = json.loads((msd / "dataset.json").read_text())
     hidden = {"image": "./imagesTr/._brain_01.nii.gz", "label": "./labelsTr/._brain_01.nii.gz"}
     edited(msd, training=[*description["training"][:3], hidden])
-    written = decathlon.convert(msd, 77)
+    written = converters.convert("msd", msd, 77)
     assert written.cases == 3
     assert "1 images in imagesTr are not in dataset.json and are left out (brain_04.nii.gz)" in capsys.readouterr().err
 
@@ -187,7 +187,7 @@ def test_real_hippocampus(raw: Path, shared_data: Path) -> None:
     source = shared_data / "hippocampus"
     if not source.is_dir():
         pytest.skip("the hippocampus cases are not on this machine")
-    written = decathlon.convert(source / "Task04_Hippocampus", 4, sites=source / "sites.csv")
+    written = converters.convert("msd", source / "Task04_Hippocampus", 4, sites=source / "sites.csv")
     assert written.folder == raw / "Dataset004_Hippocampus"
     assert written.cases == len(raw_cases.load(written.folder).files) == 200
     assert written.cohort is not None

@@ -11,7 +11,7 @@ import pytest
 import tiny_sources
 
 from nnunet_adpfl.dataset_conversion import nifti_case
-from nnunet_adpfl.dataset_conversion.raw_dataset import BrokenCaseError
+from nnunet_adpfl.dataset_conversion.source_set import BrokenCaseError
 
 SHAPE = (6, 7, 5)
 SPACING = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -125,12 +125,12 @@ def test_other_shape(tmp_path: Path) -> None:
 def test_label_values(tmp_path: Path) -> None:
     data = np.zeros(SHAPE, np.float32)
     data[0, 0, 0] = 2
-    nifti_case.check_labels(volume(tmp_path, data), {"background": 0, "whole": [1, 2], "core": 2})
+    nifti_case.check_labels(volume(tmp_path, data), (0, 1, 2))
     with pytest.raises(BrokenCaseError, match=r"label holds the value 2, dataset.json has \[0, 1\]"):
-        nifti_case.check_labels(volume(tmp_path, data), {"background": 0, "whole": 1})
+        nifti_case.check_labels(volume(tmp_path, data), (0, 1))
     data[0, 0, 0] = 0.5
     with pytest.raises(BrokenCaseError, match=r"label holds 0.5, which is no whole number"):
-        nifti_case.check_labels(volume(tmp_path, data), {"background": 0, "whole": 1})
+        nifti_case.check_labels(volume(tmp_path, data), (0, 1))
 
 
 def test_files_with_three_axes_are_copied_and_four_axes_cut(tmp_path: Path) -> None:

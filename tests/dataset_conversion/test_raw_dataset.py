@@ -17,7 +17,7 @@ import tiny_sources
 from PIL import Image
 
 from nnunet_adpfl import atomic_files
-from nnunet_adpfl.dataset_conversion import atomic_folder, ham10000, msd, nifti_case
+from nnunet_adpfl.dataset_conversion import atomic_folder, converters, nifti_case
 
 Setter = Callable[[pytest.MonkeyPatch], None]
 
@@ -27,10 +27,10 @@ def test_a_number_that_another_data_set_has_is_refused(raw: Path, ham: Path, var
     other = Path(os.environ[variable]) / "Dataset120_Theirs"
     other.mkdir()
     tiny_sources.check_refused(
-        raw, lambda: ham10000.convert(ham, 120), "number 120 belongs to Dataset120_Theirs", "another DATASET_ID"
+        raw, lambda: converters.convert("ham10000", ham, 120), "number 120 belongs to Dataset120_Theirs", "another DATASET_ID"
     )
     assert other.is_dir()
-    assert ham10000.convert(ham, 120, name="Theirs", overwrite=True).folder.name == "Dataset120_Theirs"
+    assert converters.convert("ham10000", ham, 120, name="Theirs", overwrite=True).folder.name == "Dataset120_Theirs"
 
 
 @pytest.mark.parametrize(
@@ -44,43 +44,43 @@ def test_a_number_that_another_data_set_has_is_refused(raw: Path, ham: Path, var
     ],
 )
 def test_bad_numbers_and_names(raw: Path, ham: Path, number: int, name: str | None, message: str) -> None:
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, number, name=name), message)
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, number, name=name), message)
 
 
 def test_without_the_variable_the_line_names_it(ham: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("nnUNet_raw", raising=False)
-    tiny_sources.check_refused(tmp_path, lambda: ham10000.convert(ham, 120), "nnUNet_raw is not set")
+    tiny_sources.check_refused(tmp_path, lambda: converters.convert("ham10000", ham, 120), "nnUNet_raw is not set")
 
 
 def test_the_same_again_does_nothing(raw: Path, ham: Path) -> None:
-    assert ham10000.convert(ham, 120).written
+    assert converters.convert("ham10000", ham, 120).written
     before = tiny_sources.content(raw)
-    again = ham10000.convert(ham, 120)
+    again = converters.convert("ham10000", ham, 120)
     assert (again.written, again.cases, again.cohort is not None) == (False, 5, True)
     assert tiny_sources.content(raw) == before
 
 
 def test_another_source_needs_overwrite(raw: Path, ham: Path) -> None:
-    first = ham10000.convert(ham, 120)
+    first = converters.convert("ham10000", ham, 120)
     tiny_sources.ham_image(ham, "ISIC_0000001").unlink()
     tiny_sources.write_jpg(ham / "HAM10000_images_part_1" / "ISIC_0000001.jpg", shade=201)
     tiny_sources.check_refused(
-        raw, lambda: ham10000.convert(ham, 120), "made from other files or settings: give --overwrite"
+        raw, lambda: converters.convert("ham10000", ham, 120), "made from other files or settings: give --overwrite"
     )
     before = (first.folder / "imagesTr" / "ISIC_0000001_0000.png").read_bytes()
-    assert ham10000.convert(ham, 120, overwrite=True).written
+    assert converters.convert("ham10000", ham, 120, overwrite=True).written
     assert (first.folder / "imagesTr" / "ISIC_0000001_0000.png").read_bytes() != before
 
 
 def test_a_data_set_that_lost_a_file_is_not_taken_for_complete(raw: Path, ham: Path) -> None:
-    folder = ham10000.convert(ham, 120).folder
+    folder = converters.convert("ham10000", ham, 120).folder
     (folder / "labelsTr" / "ISIC_0000001.png").unlink()
-    tiny_sources.check_refused(raw, lambda: ham10000.convert(ham, 120), "--overwrite")
-    assert ham10000.convert(ham, 120, overwrite=True).written
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 120), "--overwrite")
+    assert converters.convert("ham10000", ham, 120, overwrite=True).written
 
 
 def test_the_record_stays_out_of_dataset_json(raw: Path, ham: Path) -> None:
-    folder = ham10000.convert(ham, 120).folder
+    folder = converters.convert("ham10000", ham, 120).folder
     record = json.loads((folder / "conversion.json").read_text())
     assert (record["converter"], record["images"], record["labels"]) == ("ham10000", 5, 5)
     assert record["signature"] not in (folder / "dataset.json").read_text()
@@ -101,7 +101,7 @@ FULL: dict[str, Setter] = {
 @pytest.mark.parametrize("where", FULL)
 def test_full_disk(raw: Path, msd: Path, ham: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     convert = (
-        (lambda: ham10000.convert(ham, 120, overwrite=True)) if where == "pictures" else (lambda: _convert_msd(msd))
+        (lambda: converters.convert("ham10000", ham, 120, overwrite=True)) if where == "pictures" else (lambda: _convert_msd(msd))
     )
     convert()
     before = tiny_sources.content(raw)
@@ -113,23 +113,23 @@ def test_full_disk(raw: Path, msd: Path, ham: Path, monkeypatch: pytest.MonkeyPa
     assert convert().written
 
 
-def _convert_msd(source: Path) -> msd.WrittenDataset:
-    return msd.convert(source, 77, overwrite=True)
+def _convert_msd(source: Path) -> converters.WrittenDataset:
+    return converters.convert("msd", source, 77, overwrite=True)
 
 
 SLOW_CONVERSION = """
     import sys, time
     from pathlib import Path
-    from nnunet_adpfl.dataset_conversion import msd, nifti_case
+    from nnunet_adpfl.dataset_conversion import converters, nifti_case
 
     write = nifti_case.write_unchanged
-    def slowly(volume, target):
-        write(volume, target)
+    def slowly(volume, target, linked):
+        write(volume, target, linked)
         if "brain_03" in target.name:
             print("half done", flush=True)
             time.sleep(60)
     nifti_case.write_unchanged = slowly
-    msd.convert(Path(sys.argv[1]), 77, overwrite=True)
+    converters.convert("msd", Path(sys.argv[1]), 77, overwrite=True)
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 import tiny_sources
 from PIL import Image
 
-from nnunet_adpfl.dataset_conversion import ham10000 as converter
+from nnunet_adpfl.dataset_conversion import converters
 from nnunet_adpfl.dataset_conversion.synthetic import generated_set, ham10000
 from nnunet_adpfl.dataset_conversion.synthetic.dermoscopy import draw_case
 from nnunet_adpfl.dataset_conversion.synthetic.randomness import generator_for, smooth_field
@@ -171,7 +171,7 @@ def test_fields_are_normalised_and_smooth() -> None:
 
 
 def test_the_converter_takes_it(cohort: Path, raw: Path) -> None:
-    written = converter.convert(cohort, 120, name="SyntheticHAM")
+    written = converters.convert("ham10000", cohort, 120, name="SyntheticHAM")
     assert written.cohort is not None
     assert (written.cases, len(written.cohort.units()), written.cohort.unit_kind) == (len(rows(cohort)), 60, "lesion")
     assert written.cohort.sites == sorted(PROFILES)
@@ -222,7 +222,7 @@ def test_a_converted_made_up_set_does_not_claim_the_real_ones_licence(tmp_path: 
     for part in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{part}", str(tmp_path / part))
     ham10000.generate(tmp_path / "source", units=20, size=(32, 40))
-    written = converter.convert(tmp_path / "source", 7)
+    written = converters.convert("ham10000", tmp_path / "source", 7)
     description = json.loads((written.folder / "dataset.json").read_text())
     assert "licence" not in description
     assert "Made-up" in description["description"]

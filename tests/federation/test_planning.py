@@ -17,7 +17,7 @@ from PIL import Image
 from nnunet_adpfl import cohort as cohorts
 from nnunet_adpfl import folds
 from nnunet_adpfl.cohort import Cohort, CohortEntry
-from nnunet_adpfl.dataset_conversion import msd
+from nnunet_adpfl.dataset_conversion import converters
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation import raw_cases
 from nnunet_adpfl.federation.planning import PlanningChoices, adapted_plans, prepare_dataset
@@ -337,7 +337,7 @@ def test_hippocampus_gets_the_plan_of_stock_nnunet(
     source = shared_data / "hippocampus"
     if not source.is_dir():
         pytest.skip("the hippocampus cases are not on this machine")
-    msd.convert(source / "Task04_Hippocampus", 4, sites=source / "sites.csv")
+    converters.convert("msd", source / "Task04_Hippocampus", 4, sites=source / "sites.csv")
     ours = prepare_dataset(4, ["3d_fullres"], processes=2).plans
     monkeypatch.setenv("nnUNet_preprocessed", str(nnunet_folders / "results"))
     extract_fingerprint_dataset(4, num_processes=1, show_progress_bar=False)

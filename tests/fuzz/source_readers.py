@@ -15,7 +15,8 @@ from reader import Reader
 from tiny_sources import HAM_SIZE, ham_image, ham_mask, write_ham, write_msd
 
 from nnunet_adpfl.dataset_conversion import ham10000, msd, nifti_case, photo_case, sites_table
-from nnunet_adpfl.dataset_conversion.raw_dataset import BrokenCaseError
+from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice
+from nnunet_adpfl.dataset_conversion.source_set import BrokenCaseError
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation import examination
 from nnunet_adpfl.federation.raw_cases import RawCases
@@ -52,7 +53,7 @@ def _tables(base: Path) -> list[Reader]:
 
     def read_metadata() -> Any:
         path, rows = ham10000._read_metadata([metadata], ham)
-        return ham10000._cohort_from_metadata(rows, path)
+        return ham10000._cohort(rows, path, SitesChoice())
 
     return [Reader("sites table", sites, read_sites, table), Reader("HAM10000 metadata", metadata, read_metadata, table)]
 
@@ -70,7 +71,7 @@ def _decathlon(folder: Path) -> list[Reader]:
     def volumes() -> None:
         read, mask = nifti_case.read(image, "image"), nifti_case.read(label, "label")
         nifti_case.check_same_grid(read, mask)
-        nifti_case.check_labels(mask, {"background": 0, "a": 1, "b": 2})
+        nifti_case.check_labels(mask, (0, 1, 2))
         nifti_case.write_channels(read, "brain", 1, folder)
         (folder / "brain_0000.nii.gz").unlink(missing_ok=True)
 

@@ -1,0 +1,155 @@
+"""Puts every unit of a data set at one site, by the table that knows the sites."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_adpfl import progress
+from nnunet_adpfl.cohort import Cohort, CohortEntry
+from nnunet_adpfl.dataset_conversion.sites_table import SHOWN, SiteRow
+from nnunet_adpfl.errors import InputError
+
+ONE_SITE = "all"
+POOLED = "other"
+
+
+@dataclass(frozen=True)
+class SitesChoice:
+    """What the user says about sites.
+
+    Attributes:
+        table: file that knows the sites; None: the data set's own, where it has one.
+        drop_unassigned: leave out cases without a site.
+        unassigned_site: or give them all to a site of this name.
+        smallest_site: sites with fewer units are pooled as ``other``.
+    """
+
+    table: Path | None = None
+    drop_unassigned: bool = False
+    unassigned_site: str | None = None
+    smallest_site: int = 1
+
+    def __post_init__(self) -> None:
+        if self.drop_unassigned and self.unassigned_site is not None:
+            raise InputError("give --drop-unassigned or --unassigned-site, not both")
+        if self.smallest_site < 1:
+            raise InputError(f"--smallest-site {self.smallest_site}: give 1 or more")
+
+
+def assigned(
+    unit_of: Mapping[str, str],
+    unit_kind: str,
+    rows: Sequence[SiteRow],
+    choice: SitesChoice,
+    origin: Path | str,
+    *,
+    key: Callable[[str], str] = str,
+    majority: bool = False,
+) -> Cohort:
+    """The cohort of those cases that have a site.
+
+    Args:
+        unit_of: case -> unit, as far as the data set itself tells.
+        rows: of the table; a column of patients makes the patient the unit, who may have several of the set's own units.
+        origin: the table's file, for messages.
+        key: what a case and a row have in common where names differ between years of a challenge.
+        majority: a unit that the table has at two sites goes whole to the one of most of its cases; else it is refused.
+
+    Raises InputError for cases without a site (unless ``choice`` says what to do), repeated rows that contradict each
+    other, units at two sites, and a patient column that splits a unit.
+    """
+    row_of = _rows_by_key(rows, key, origin)
+    found = {case: row_of[key(case)] for case in unit_of if key(case) in row_of}
+    unused = len(row_of.keys() - {key(case) for case in unit_of})
+    if unused:
+        progress.note(f"{unused} rows of {Path(origin).name} are about cases that are not there")
+    units, unit_kind = _with_patients(unit_of, unit_kind, found, origin)
+    site_of = _sites_of_units(units, unit_kind, found, origin, majority)
+    site_of.update(_unassigned(units, unit_kind, site_of, choice, origin))
+    site_of = _pooled(site_of, unit_kind, choice.smallest_site)
+    return Cohort(unit_kind, {case: CohortEntry(unit, site_of[unit]) for case, unit in units.items() if unit in site_of})
+
+
+def at_one_site(unit_of: Mapping[str, str], unit_kind: str) -> Cohort:
+    """All units at the site ``all``: the data set's units are known, its sites are not."""
+    progress.note(
+        f"no sites are known: all {unit_kind}s are put at one site; give --sites TABLE, or `adpfl cohort DATASET --simulate-sites N`"
+    )
+    return Cohort(unit_kind, {case: CohortEntry(unit, ONE_SITE) for case, unit in unit_of.items()})
+
+
+def _rows_by_key(rows: Sequence[SiteRow], key: Callable[[str], str], origin: Path | str) -> dict[str, SiteRow]:
+    row_of: dict[str, SiteRow] = {}
+    for row in rows:
+        earlier = row_of.setdefault(key(row.case), row)
+        if (earlier.site, earlier.patient) != (row.site, row.patient):
+            raise InputError(f"{origin} lists {row.case} twice, differently ({earlier.site} and {row.site}): keep one row")
+    return row_of
+
+
+def _with_patients(
+    unit_of: Mapping[str, str], unit_kind: str, found: Mapping[str, SiteRow], origin: Path | str
+) -> tuple[dict[str, str], str]:
+    """Units by the table's patient column; a unit of the data set itself must not be split by it."""
+    patients: dict[str, str] = {}
+    for case, row in found.items():
+        if row.patient is not None and patients.setdefault(unit_of[case], row.patient) != row.patient:
+            raise InputError(
+                f"{origin} gives {unit_kind} {unit_of[case]} to two patients ({patients[unit_of[case]]} and {row.patient}): "
+                f"give each {unit_kind} to one patient"
+            )
+    units = {case: patients.get(unit, unit) for case, unit in unit_of.items()}
+    return units, unit_kind if units == dict(unit_of) else "patient"
+
+
+def _sites_of_units(
+    units: Mapping[str, str], unit_kind: str, found: Mapping[str, SiteRow], origin: Path | str, majority: bool
+) -> dict[str, str]:
+    votes: dict[str, list[str]] = {}
+    for case, row in found.items():
+        votes.setdefault(units[case], []).append(row.site)
+    shared = sorted(unit for unit, sites in votes.items() if len(set(sites)) > 1)
+    if shared and not majority:
+        sites = " and ".join(sorted(set(votes[shared[0]])))
+        raise InputError(f"{origin} has {unit_kind} {shared[0]} at two sites ({sites}): give each {unit_kind} to one site")
+    if shared:
+        progress.note(
+            f"{len(shared)} {unit_kind}s have images from two sites ({_some(shared)}): each goes whole to the site of most of "
+            "its images, the first where they are equal"
+        )
+    return {unit: Counter(sites).most_common(1)[0][0] for unit, sites in votes.items()}
+
+
+def _unassigned(
+    units: Mapping[str, str], unit_kind: str, site_of: Mapping[str, str], choice: SitesChoice, origin: Path | str
+) -> dict[str, str]:
+    """Sites of those that the table does not know."""
+    cases = [case for case, unit in units.items() if unit not in site_of]
+    without = {units[case] for case in cases}
+    if not without:
+        return {}
+    if choice.drop_unassigned:
+        progress.note(f"{len(without)} {unit_kind}s without a site are left out ({_some(sorted(without))})")
+        return {}
+    if choice.unassigned_site is not None:
+        progress.note(f"{len(without)} {unit_kind}s without a site go to {choice.unassigned_site} ({_some(sorted(without))})")
+        return dict.fromkeys(without, choice.unassigned_site)
+    raise InputError(
+        f"{origin} lacks cases of the data set ({len(cases)}: {_some(sorted(cases))}): add a row for each, or give "
+        "--drop-unassigned or --unassigned-site NAME"
+    )
+
+
+def _pooled(site_of: Mapping[str, str], unit_kind: str, smallest: int) -> dict[str, str]:
+    numbers = Counter(site_of.values())
+    small = sorted(site for site, number in numbers.items() if number < smallest)
+    if small:
+        progress.note(f"{len(small)} sites with fewer than {smallest} {unit_kind}s are pooled as {POOLED!r} ({_some(small)})")
+    return {unit: POOLED if site in small else site for unit, site in site_of.items()}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
