@@ -126,7 +126,7 @@ def test_label_values(tmp_path: Path) -> None:
     data = np.zeros(SHAPE, np.float32)
     data[0, 0, 0] = 2
     nifti_case.check_labels(volume(tmp_path, data), (0, 1, 2))
-    with pytest.raises(BrokenCaseError, match=r"label holds the value 2, dataset.json has \[0, 1\]"):
+    with pytest.raises(BrokenCaseError, match=r"label holds the value 2, the data set has \[0, 1\]"):
         nifti_case.check_labels(volume(tmp_path, data), (0, 1))
     data[0, 0, 0] = 0.5
     with pytest.raises(BrokenCaseError, match=r"label holds 0.5, which is no whole number"):
@@ -148,5 +148,5 @@ def test_files_with_three_axes_are_copied_and_four_axes_cut(tmp_path: Path) -> N
         np.testing.assert_array_equal(np.asanyarray(part.dataobj), data[..., channel])
         np.testing.assert_array_equal(part.affine, SPACING)
         assert part.get_data_dtype() == np.int16
-    with pytest.raises(BrokenCaseError, match=r"shape 6x7x5x2, dataset.json names 1 channel"):
+    with pytest.raises(BrokenCaseError, match=r"shape 6x7x5x2, the data set has 1 channel"):
         nifti_case.write_channels(volume(tmp_path, data), "c", 1, out)

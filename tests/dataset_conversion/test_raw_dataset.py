@@ -11,13 +11,15 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_sources
 from PIL import Image
 
 from nnunet_adpfl import atomic_files
-from nnunet_adpfl.dataset_conversion import atomic_folder, converters, nifti_case
+from nnunet_adpfl.dataset_conversion import atomic_folder, converters, nifti_case, raw_dataset
+from nnunet_adpfl.errors import InputError
 
 Setter = Callable[[pytest.MonkeyPatch], None]
 
@@ -153,3 +155,93 @@ def test_kill_leaves_no_half_data_set_and_the_next_call_completes(raw: Path, msd
     assert _convert_msd(msd).written
     assert [path.name for path in raw.iterdir()] == [target.name], "what the killed process left is gone"
     assert len(list((target / "imagesTr").iterdir())) == 4
+
+
+def test_what_a_killed_conversion_finished_is_not_done_again(raw: Path, msd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {**os.environ, "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(SLOW_CONVERSION), str(msd)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    (work,) = [path for path in raw.iterdir() if path.name.endswith(".tmp")]
+    kept = {path.name: path.stat().st_ino for path in (work / "imagesTr").iterdir()}
+    assert sorted(kept) == ["brain_01_0000.nii.gz", "brain_02_0000.nii.gz"]
+    written = _convert_msd(msd)
+    assert "2 cases are there from a conversion that was stopped" in capsys.readouterr().err
+    for name, inode in kept.items():
+        assert (written.folder / "imagesTr" / name).stat().st_ino == inode, "the same file, not written anew"
+    whole = tiny_sources.content(written.folder)
+    assert not [name for name in whole if name.startswith(".")]
+    _convert_msd(msd)
+    assert {name: data for name, data in tiny_sources.content(written.folder).items() if data} == {k: v for k, v in whole.items() if v}
+
+
+def test_leavings_made_from_other_files_or_before_a_restart_are_not_used(
+    raw: Path, msd: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    keys = []
+    for boot in ("first", "second"):
+        (tmp_path / "boot").write_text(boot)
+        monkeypatch.setattr(raw_dataset, "_BOOT", tmp_path / "boot")
+        with monkeypatch.context() as patch:
+            patch.setattr(raw_dataset, "_write_descriptions", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                _convert_msd(msd)
+        keys += [path.name for path in raw.iterdir() if path.name.endswith(".tmp")]
+    assert len(keys) == len(set(keys)) == 2, "each attempt left one folder, and the second removed the first"
+    (msd / "imagesTr" / "brain_01.nii.gz").touch()
+    assert _convert_msd(msd).written
+    assert [path.name for path in raw.iterdir()] == ["Dataset077_Brain"]
+
+
+def test_two_conversions_of_one_source_at_once(raw: Path, msd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = raw_dataset._write_descriptions
+
+    def meanwhile(*arguments: Any) -> Any:
+        with pytest.raises(InputError, match="another process is writing"):
+            _convert_msd(msd)
+        return write(*arguments)
+
+    monkeypatch.setattr(raw_dataset, "_write_descriptions", meanwhile)
+    assert _convert_msd(msd).written
+
+
+def test_a_torn_line_of_the_work_in_progress_is_no_finished_case(tmp_path: Path) -> None:
+    (tmp_path / ".done").write_text("case_10\ncase_1")
+    assert raw_dataset._done(tmp_path) == {"case_10"}
+
+
+def test_a_read_only_target_is_one_line(raw: Path, msd: Path, monkeypatch: pytest.MonkeyPatch, adpfl: Any) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(raw))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)  # root, who runs some tests, could write anywhere
+    code, _, err = adpfl("convert", "msd", msd, 77)
+    assert (code, err) == (2, f"error: Read-only file system: {raw}\n")
+    assert list(raw.iterdir()) == []
+
+
+def test_all_cases_that_lack_files_are_listed_before_anything_is_read(raw: Path, msd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2, 3):
+        (msd / "labelsTr" / f"brain_0{number}.nii.gz").write_bytes(b"damaged")
+        (msd / "imagesTr" / f"brain_0{number}.nii.gz").unlink()
+    tiny_sources.check_refused(
+        raw, lambda: _convert_msd(msd), "3 of 4 cases are broken", *(f"brain_0{number} (image" for number in (1, 2, 3))
+    )
+    written = converters.convert("msd", msd, 77, skip_broken=True)
+    assert (written.cases, len(written.left_out)) == (1, 3)
+    assert "3 of 4 cases are left out" in capsys.readouterr().err
+
+
+def test_a_long_list_of_broken_cases_is_told_in_full(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [f"brain_{number:02d}" for number in range(9)]
+    source = tiny_sources.write_msd(tmp_path / "Task77_Brain", cases)
+    for case in cases[:8]:
+        (source / "labelsTr" / f"{case}.nii.gz").unlink()
+    tiny_sources.check_refused(raw, lambda: _convert_msd(source), "8 of 9 cases", "and 3 more, listed above")
+    told = capsys.readouterr().err
+    assert all(f"broken: {case} (label" in told for case in cases[:8])
