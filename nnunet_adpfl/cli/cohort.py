@@ -1,8 +1,10 @@
-"""``adpfl cohort``: which case is from which patient and site, from a table or simulated."""
+"""``adpfl cohort``: which case is from which patient and site, from a table or simulated; and whether that is sound."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,8 @@ from nnunet_adpfl.errors import InputError
 
 if TYPE_CHECKING:
     from nnunet_adpfl.cohort import Cohort
+    from nnunet_adpfl.federation.cohort_check import CohortFacts
+    from nnunet_adpfl.federation.cohort_privacy import NoiseAtEpsilon
     from nnunet_adpfl.federation.raw_cases import RawCases
 
 
@@ -30,6 +34,9 @@ def cohort(
         str | None,
         typer.Option(help="What the units are: patient, lesion or case. Default: as known, else patient (case without ids)."),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Look at every image: duplicates, damage, how sites differ, what N means for privacy.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cohort.json that differs.")] = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -40,13 +47,22 @@ def cohort(
     Example: adpfl cohort 4 --sites sites.csv
 
     Example: adpfl cohort 4 --simulate-sites 3 --skew dirichlet:0.5 --seed 1
+
+    --check alone writes nothing and prints what it finds, for the site's own eyes; it ends with 1 where there are problems.
+
+    Example: adpfl cohort 4 --check
     """
     from nnunet_adpfl import cohort as cohorts
     from nnunet_adpfl import folders, progress
     from nnunet_adpfl.federation import raw_cases
 
+    if check and sites is None and simulate_sites is None:
+        _check(dataset, as_json)
+        return
+    if check:
+        raise InputError("--check looks at the cohort that is there: write it first, then give --check alone")
     if (sites is None) == (simulate_sites is None):
-        raise InputError("give either --sites FILE.csv or --simulate-sites N")
+        raise InputError("give either --sites FILE.csv or --simulate-sites N, or --check")
     if unit is not None and unit not in cohorts.UNIT_KINDS:
         raise InputError(f"--unit {unit!r} is unknown; use one of {', '.join(cohorts.UNIT_KINDS)}")
     folder = folders.raw_folder(dataset)
@@ -62,6 +78,51 @@ def cohort(
         progress.note("no patients are known: every case is a unit of its own (--unit patient if each patient has one case)")
     path = new.save(folder)
     _tell(path, new, as_json)
+
+
+def _check(dataset: str, as_json: bool) -> None:
+    from nnunet_adpfl import cohort as cohorts
+    from nnunet_adpfl import folders
+    from nnunet_adpfl.federation import cohort_check, cohort_privacy, raw_cases
+
+    raw_folder = folders.raw_folder(dataset)
+    entries, raw = cohorts.load(raw_folder), raw_cases.load(raw_folder)
+    places = [folders.preprocessed_folder(dataset), raw_folder] if os.environ.get("nnUNet_preprocessed") else [raw_folder]
+    found = cohort_check.check(raw, entries, places)
+    delta, noise = cohort_privacy.noise_at_epsilons(entries)
+    if as_json:
+        privacy = {"delta": delta, "at_epsilon": [level.to_json() for level in noise]}
+        opt.print_json({"unit": found.unit_kind, "problems": list(found.problems), "sites": dict(found.sites), "privacy": privacy})
+    else:
+        _tell_check(found, delta, noise)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def _tell_check(found: CohortFacts, delta: float, noise: Sequence[NoiseAtEpsilon]) -> None:
+    for problem in found.problems:
+        typer.echo(f"PROBLEM: {problem}")
+    for site, figures in found.sites.items():
+        most = figures["most_cases_of_a_unit"]
+        typer.echo(f"{site}: {figures['units']} {found.unit_kind}s, {figures['cases']} cases, at most {most} of one")
+        for name in ("shape", "spacing_mm"):
+            if name in figures:
+                spread = figures[name]
+                typer.echo(f"  {name}: median {_sizes(spread['median'])}, from {_sizes(spread['lowest'])} to {_sizes(spread['highest'])}")
+        for channel, values in figures.get("intensities", {}).items():
+            typer.echo(f"  {channel}: mean {values['mean']:g}, standard deviation {values['standard_deviation']:g}")
+        labels = ", ".join(f"{label} in {number}" for label, number in figures.get("cases_with_label", {}).items())
+        typer.echo(f"  foreground {figures.get('foreground_share', 0):.2%}; labels: {labels or 'none'}")
+    typer.echo(f"privacy (default steps and sampling rate, delta {delta:g}): noise on a step's average gradient, in clip norms")
+    for level in noise:
+        sites = ", ".join(f"{site} {value:.3g}" for site, value in level.sites.items())
+        typer.echo(f"  epsilon {level.epsilon:g}: {level.federation:.3g} over all sites ({sites})")
+    if not found.problems:
+        typer.echo("no problem found")
+
+
+def _sizes(values: Sequence[float]) -> str:
+    return "x".join(f"{value:g}" for value in values)
 
 
 def _existing(folder: Path, overwrite: bool) -> Cohort | None:

@@ -99,6 +99,20 @@ class OpenCase:
     def read_seg(self, _file: Any) -> tuple[np.ndarray, dict[str, Any]]:
         return self._label.copy(), self._label_properties  # nnU-Net's cropping writes into it
 
+    @property
+    def images(self) -> np.ndarray:
+        """Channels x slices x rows x columns, as nnU-Net's reader gives them."""
+        return self._images
+
+    @property
+    def label(self) -> np.ndarray:
+        """1 x slices x rows x columns."""
+        return self._label
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        return tuple(float(value) for value in self._image_properties["spacing"])
+
     def problem(self) -> str | None:
         """What nnU-Net's integrity check finds wrong, in one line; None where all is well."""
         if not np.isfinite(self._images).all():
