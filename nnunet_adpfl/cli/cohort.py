@@ -87,7 +87,7 @@ def _check(dataset: str, as_json: bool) -> None:
 
     raw_folder = folders.raw_folder(dataset)
     entries, raw = cohorts.load(raw_folder), raw_cases.load(raw_folder)
-    places = [folders.preprocessed_folder(dataset), raw_folder] if os.environ.get("nnUNet_preprocessed") else [raw_folder]
+    places = [folders.preprocessed_folder(dataset), raw_folder] if "nnUNet_preprocessed" in os.environ else [raw_folder]
     found = cohort_check.check(raw, entries, places)
     delta, noise = cohort_privacy.noise_at_epsilons(entries)
     if as_json:

@@ -16,7 +16,10 @@ from nnunet_adpfl.errors import InputError
 # Set -> module with a function `generate`, imported when its turn comes.
 GENERATORS: Mapping[str, str] = {
     "ham10000": "nnunet_adpfl.dataset_conversion.synthetic.ham10000",
+    "kits23": "nnunet_adpfl.dataset_conversion.synthetic.kits23",
+    "brats2024": "nnunet_adpfl.dataset_conversion.synthetic.brats2024",
 }
+TAKES_MASKS = ("kits23",)
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +36,9 @@ def synth(
     size: Annotated[
         str | None, typer.Option(metavar="AxB[xC]", help="Pixels or voxels along each axis; default: small, quick to train on.")
     ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="kits23: draw over real KiTS segmentation files that you have.")
+    ] = None,
     as_json: opt.Json = False,
 ) -> None:
     """Write a made-up cohort in the folder layout of a real data set, to convert and train on; no patient data.
@@ -43,8 +49,16 @@ def synth(
     """
     if data_set not in GENERATORS:
         raise InputError(f"synth: data set {data_set!r} is unknown; use one of {', '.join(GENERATORS)}")
+    if masks is not None and data_set not in TAKES_MASKS:
+        raise InputError(f"--masks is for {', '.join(TAKES_MASKS)} alone: leave it out for {data_set}")
     made = import_module(GENERATORS[data_set]).generate(
-        out, units=cases, sites=sites, heterogeneity=heterogeneity, seed=seed, size=None if size is None else _size(size)
+        out,
+        units=cases,
+        sites=sites,
+        heterogeneity=heterogeneity,
+        seed=seed,
+        size=None if size is None else _size(size),
+        **({} if masks is None else {"masks": masks}),
     )
     kind = f"{made.unit_kind}s"
     if as_json:

@@ -12,23 +12,43 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_challenges import CHALLENGES
+from tiny_challenges import CHALLENGES, Challenge
 
 from nnunet_adpfl import cohort as cohorts
+from nnunet_adpfl import trainers
+from nnunet_adpfl.dataset_conversion.synthetic import brats2024, kits23
 from nnunet_adpfl.nnunet_compat import planning as stock
 
 Command = Callable[..., tuple[int, str, str]]
 PLAN = ("--base-features", 2, "--epsilon", 8, "--delta", 1e-3, "--steps", 4, "--local-steps", 2, "--sampling-rate", 0.4)
 
 
+def _kits(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    kits23.generate(folder / "kits", units=10, sites=2, size=(24, 40, 40))
+    return folder / "kits", ("--sites", str(folder / "kits" / "kits23_sites.csv"))
+
+
+def _brats(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    brats2024.generate(folder / "brats", units=10, sites=2, size=(32, 40, 32))
+    return folder / "brats", ()
+
+
+MADE_UP = {
+    "synth kits23": Challenge(_kits, frozenset({0, 1, 2, 3})),
+    "synth brats2024": Challenge(_brats, frozenset({0, 1, 2, 3, 4})),
+}  # HAM10000 of CHALLENGES is made up too
+SETS = {**CHALLENGES, **MADE_UP}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CHALLENGES)
+@pytest.mark.parametrize("name", SETS)
 def test_from_download_to_submission(
     name: str, raw: Path, tmp_path: Path, adpfl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(stock, "FOREGROUND_SAMPLES", 20_000)
-    challenge, converter = CHALLENGES[name], "kits23" if name == "kits21" else name
+    monkeypatch.setenv("nnUNet_extTrainer", str(Path(trainers.__file__).parent / "discovery"))
+    challenge, converter = SETS[name], "kits23" if name == "kits21" else name.removeprefix("synth ")
     source, arguments = challenge.write(tmp_path / "download")
     code, out, err = adpfl("convert", converter, source, 55, *arguments, "--json")
     assert code == 0, err
@@ -55,14 +75,8 @@ def _predict(run: Path, data_set: Path, cases: list[str], out: Path) -> Path:
 
     out.mkdir()
     ending = json.loads((data_set / "dataset.json").read_text())["file_ending"]
-    monkey_trainers = os.environ.get("nnUNet_extTrainer")
-    os.environ["nnUNet_extTrainer"] = str(Path(__file__).parents[2] / "nnunet_adpfl" / "trainers" / "discovery")
-    try:
-        predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(run.parent), (0,), "checkpoint_final.pth")
-    finally:
-        if monkey_trainers is None:
-            del os.environ["nnUNet_extTrainer"]
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(run.parent), (0,), "checkpoint_final.pth")
     images = [sorted(map(str, (data_set / "imagesTr").glob(f"{case}_????{ending}"))) for case in cases]
     predictor.predict_from_files_sequential(images, [str(out / case) for case in cases], save_probabilities=False)
     return out
@@ -70,7 +84,7 @@ def _predict(run: Path, data_set: Path, cases: list[str], out: Path) -> Path:
 
 def _check_submission(name: str, case: str, source: Path, back: Path, values: frozenset[int]) -> None:
     """The file has the challenge's name and values, and lies on the grid of the mask that the challenge gave."""
-    if CHALLENGES[name].flat:
+    if SETS[name].flat:
         found = Image.open(back / f"{case}_segmentation.png")
         original = Image.open(next(source.rglob(f"{case}_segmentation.png")))
         assert (found.size, found.mode) == (original.size, "L")

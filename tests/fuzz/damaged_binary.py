@@ -11,6 +11,7 @@ import zipfile
 from typing import Any
 
 import numpy as np
+import openpyxl
 import safetensors.numpy
 import torch
 from damaged_text import NAMES, json_file, odd_values, sealed_lines, several_changes
@@ -160,6 +161,32 @@ def picture(draw: st.DrawFn, data: bytes) -> bytes:
             break
         except (OSError, ValueError):
             buffer = io.BytesIO()
+    return buffer.getvalue()
+
+
+@st.composite
+def workbook(draw: st.DrawFn, data: bytes) -> bytes:
+    """An .xlsx file with other cells, or with a part of it changed inside."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    if draw(st.booleans()):
+        book = openpyxl.load_workbook(io.BytesIO(data))
+        for _ in range(draw(st.integers(1, 4))):
+            cell = book.active.cell(draw(st.integers(1, 7)), draw(st.integers(1, 7)))
+            numbers, texts = (1.5, -1, True, 10**18), ("", "N/A", "../x", "a/b", "=1+1", "=A1:", "x" * 2_000, "ä", "#REF!")
+            cell.value = draw(st.sampled_from((None, *numbers, *texts, "BraTS-GLI-00001-100")))
+        buffer = io.BytesIO()
+        book.save(buffer)
+        return buffer.getvalue()
+    name = draw(st.sampled_from(sorted(entries)))
+    if draw(st.booleans()):
+        entries[name] = draw(any_bytes(entries[name]))
+    else:
+        del entries[name]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, content)
     return buffer.getvalue()
 
 

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tiny_dataset
-from damaged_binary import nifti, picture
+from damaged_binary import nifti, picture, workbook
 from damaged_text import json_file, table
 from PIL import Image
 from reader import Reader
-from tiny_sources import HAM_SIZE, ham_image, ham_mask, write_ham, write_msd
+from tiny_challenges import write_brats, write_kits, write_rows, write_workbook
+from tiny_sources import HAM_SIZE, ham_image, ham_mask, write_ham, write_msd, write_nifti
 
-from nnunet_adpfl.dataset_conversion import ham10000, msd, nifti_case, photo_case, sites_table
+from nnunet_adpfl.dataset_conversion import (
+    brats,
+    brats_sites,
+    ham10000,
+    kits,
+    labels_back,
+    msd,
+    nifti_case,
+    photo_case,
+    sites_table,
+)
 from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice
-from nnunet_adpfl.dataset_conversion.source_set import BrokenCaseError
+from nnunet_adpfl.dataset_conversion.source_set import BrokenCaseError, Options, SourceSet
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation import examination
 from nnunet_adpfl.federation.raw_cases import RawCases
@@ -39,7 +51,10 @@ def as_the_converter_reports(read: Callable[[], Any]) -> Callable[[], Any]:
 
 def source_readers(base: Path, raw: Path) -> list[Reader]:
     """Args: base: a folder for the sources; raw: a raw data set in nnU-Net's form."""
-    return [*_tables(base), *_decathlon(base / "msd"), *_photos(base / "photos"), *_examined(base / "examined", raw)]
+    return [
+        *_tables(base), *_published_tables(base / "published"), *_decathlon(base / "msd"), *_photos(base / "photos"),
+        *_challenges(base / "challenges"), *_examined(base / "examined", raw),
+    ]  # fmt: skip
 
 
 def _tables(base: Path) -> list[Reader]:
@@ -56,6 +71,80 @@ def _tables(base: Path) -> list[Reader]:
         return ham10000._cohort(rows, path, SitesChoice())
 
     return [Reader("sites table", sites, read_sites, table), Reader("HAM10000 metadata", metadata, read_metadata, table)]
+
+
+def _published_tables(base: Path) -> list[Reader]:
+    """As `adpfl convert` reads the sites of BraTS, FeTS and KiTS."""
+    scans = [f"BraTS-GLI-{number:05d}-100" for number in range(4)]
+    cases = {
+        "brats2024": scans, "fets2022": [f"FeTS2022_{number:05d}" for number in range(4)],
+        "brats2020": [f"BraTS20_Training_{number:03d}" for number in range(4)],
+    }  # fmt: skip
+    header = ["BraTS Subject ID", "Site", "Site Subject ID", "Train/Test/Validation "]
+    book = write_workbook(base / "metadata.xlsx", header, [[scan, "UCSF", index, "Train"] for index, scan in enumerate(scans)])
+    parted = [f"0{index % 2},{case}" for index, case in enumerate(cases["fets2022"])]
+    partition = write_rows(base / "p.csv", "Partition_ID,Subject_ID", parted)
+    mapping = write_rows(
+        base / "name_mapping.csv",
+        "Grade,BraTS_2019_subject_ID,BraTS_2020_subject_ID",
+        [f"HGG,BraTS19_CBICA_A{index}_1,{case}" for index, case in enumerate(cases["brats2020"])],
+    )
+
+    def read(converter: str, file: Path) -> Callable[[], Any]:
+        unit_of = {case: case.removesuffix("-100") for case in cases[converter]}
+        return lambda: brats_sites.cohort(converter, base, unit_of, SitesChoice(file))
+
+    return [
+        Reader("BraTS 2024 workbook", book, read("brats2024", book), workbook),
+        Reader("FeTS partition", partition, read("fets2022", partition), table),
+        Reader("BraTS 2020 name mapping", mapping, read("brats2020", mapping), table),
+    ]
+
+
+def _challenges(base: Path) -> list[Reader]:
+    """Volumes of KiTS and BraTS as their converters take them, and predictions on their way back."""
+    write_kits(base / "kits", [0])
+    write_brats(base / "brats", ["BraTS2021_00000"])
+    out = base / "out"
+    for folder in ("images", "labels"):
+        (out / folder).mkdir(parents=True)
+
+    def read(found: SourceSet) -> Callable[[], None]:
+        def convert() -> None:
+            try:
+                found.convert_case(found.cases[0], out / "images", out / "labels")
+            finally:
+                for path in [*(out / "images").iterdir(), *(out / "labels").iterdir()]:
+                    path.unlink()
+
+        return as_the_converter_reports(convert)
+
+    ct, brain = (
+        module.find(name, base / folder, SitesChoice(), Options())
+        for module, name, folder in ((kits, "kits23", "kits"), (brats, "brats2021", "brats"))
+    )
+    (base / "predictions").mkdir()
+    (base / "masks").mkdir()
+    volume, mask = base / "predictions" / "a.nii.gz", base / "masks" / "a.png"
+    write_nifti(volume, np.array([0, 1, 2, 3], dtype=np.uint8).reshape(1, 2, 2))
+    Image.fromarray((np.arange(48, dtype=np.uint8) % 2).reshape(6, 8)).save(mask)
+
+    def back(name: str, folder: Path) -> Callable[[], None]:
+        def convert() -> None:
+            labels_back.convert_back(name, folder, base / "back")
+            shutil.rmtree(base / "back")
+
+        return convert
+
+    assert brain.cases[0].label is not None
+    return [
+        Reader("KiTS image", ct.cases[0].images[0], read(ct), nifti),
+        Reader("KiTS label", ct.cases[0].label or base, read(ct), nifti),
+        Reader("BraTS channel", brain.cases[0].images[2], read(brain), nifti),
+        Reader("BraTS label", brain.cases[0].label, read(brain), nifti),
+        Reader("prediction, volume", volume, back("brats2021", volume.parent), nifti),
+        Reader("prediction, picture", mask, back("isic2018", mask.parent), picture),
+    ]
 
 
 def _decathlon(folder: Path) -> list[Reader]:

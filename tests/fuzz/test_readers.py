@@ -36,7 +36,9 @@ READERS = (
     "evaluation.json, in the report", "release zip",
     "cohort.json", "splits_final.json", "dataset.json (raw)", "dataset.json (preprocessed)", "PLANS.json", "public PLANS.json",
     "privacy plan", "examined.json", "preprocessing records",
-    "sites table", "HAM10000 metadata", "MSD dataset.json", "NIfTI image", "NIfTI label", "JPEG photograph", "PNG mask",
+    "sites table", "HAM10000 metadata", "BraTS 2024 workbook", "FeTS partition", "BraTS 2020 name mapping",
+    "MSD dataset.json", "NIfTI image", "NIfTI label", "JPEG photograph", "PNG mask",
+    "KiTS image", "KiTS label", "BraTS channel", "BraTS label", "prediction, volume", "prediction, picture",
     "NIfTI image, examined", "NIfTI label, examined", "PNG image, examined", "PNG label, examined",
 )  # fmt: skip
 
