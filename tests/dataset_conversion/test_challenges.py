@@ -238,6 +238,7 @@ def test_photographs_cannot_be_linked(raw: Path, tmp_path: Path, name: str) -> N
 
 def test_file_names_in_any_case_and_links_that_loop(raw: Path, tmp_path: Path) -> None:
     source, arguments = CHALLENGES["brats2021"].write(tmp_path)
+    source = source.rename(tmp_path / "Köln 患者")
     folder = source / "BraTS2021_00002"
     for path in list(folder.iterdir()):
         path.rename(folder / path.name.upper().replace(".NII.GZ", ".nii.gz"))

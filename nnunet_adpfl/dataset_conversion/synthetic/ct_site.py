@@ -7,13 +7,12 @@ sizes; all other numbers are chosen by eye, none is taken from an image.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_adpfl.dataset_conversion.synthetic.randomness import generator_for
+from nnunet_adpfl.dataset_conversion.synthetic.site_mix import mixed_site
 
-JITTER = 0.15  # of a field's range over the profiles: the same site looks a little different under another seed
 USUAL_SLICE_MM = 3.0
 FEWEST_SLICES, MOST_SLICES = 0.6, 1.6  # of those asked for
 LENGTH_MM, WIDTH_MM = (150.0, 312.0), (300.0, 400.0)  # field of view: of small volumes and of those as fine as KiTS's
@@ -111,7 +110,7 @@ def ct_sites(number: int, heterogeneity: float, seed: int) -> dict[str, CtSite]:
         heterogeneity: 0: all sites look and are alike, 1: as far apart as the profiles are.
     """
     names = [*PROFILES, *(str(MADE_UP_FROM + index) for index in range(number))][:number]
-    return {name: _site(name, heterogeneity, seed) for name in names}
+    return {name: mixed_site(CtSite(), PROFILES, name, heterogeneity, seed) for name in names}
 
 
 def grid_of(site: CtSite, size: tuple[int, int, int], zoom: float = 1.0) -> Grid:
@@ -128,21 +127,3 @@ def grid_of(site: CtSite, size: tuple[int, int, int], zoom: float = 1.0) -> Grid
     side = max(rows, columns)
     pixel = float(np.clip(0.78 * side, *WIDTH_MM)) / side * site.view[0] * zoom
     return Grid((number, rows, columns), (length / number, pixel, pixel))
-
-
-def _site(name: str, heterogeneity: float, seed: int) -> CtSite:
-    generator = generator_for(seed, "site", name)
-    common, profiles = asdict(CtSite()), [asdict(profile) for profile in PROFILES.values()]
-    own = asdict(PROFILES[name]) if name in PROFILES else None
-    mixed: dict[str, Values] = {}
-    for field, usual in common.items():
-        of_all = np.array([profile[field] for profile in profiles])
-        low, high = of_all.min(axis=0), of_all.max(axis=0)
-        jitter = JITTER * (high - low) * generator.uniform(-1, 1, len(low))
-        target = generator.uniform(low, high) if own is None else np.clip(own[field] + jitter, low, high)
-        mixed[field] = tuple((np.array(usual) + heterogeneity * (target - np.array(usual))).tolist())
-    # Geometric, so that half of the heterogeneity is the root of the real ratios of the sites' sizes.
-    quantities = [profile["quantity"][0] for profile in profiles]
-    quantity = float(np.mean(quantities)) if own is None else own["quantity"][0]
-    mixed["quantity"] = (quantity**heterogeneity,)
-    return CtSite(**mixed)

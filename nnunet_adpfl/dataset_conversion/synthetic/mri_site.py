@@ -7,13 +7,10 @@ is known of the real ones (two scans a patient at UCSF, up to five in Missouri) 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import numpy as np
+from nnunet_adpfl.dataset_conversion.synthetic.site_mix import mixed_site
 
-from nnunet_adpfl.dataset_conversion.synthetic.randomness import generator_for
-
-JITTER = 0.15  # of a field's range over the profiles: the same site looks a little different under another seed
 CHANNELS = ("t1c", "t1n", "t2f", "t2w")
 MANUFACTURERS = ("GE", "Siemens", "Philips")
 
@@ -97,24 +94,4 @@ def mri_sites(number: int, heterogeneity: float, seed: int) -> dict[str, MriSite
         heterogeneity: 0: all sites look and are alike, 1: as far apart as the profiles are.
     """
     names = [*PROFILES, *(f"Site {index}" for index in range(len(PROFILES) + 1, number + 1))][:number]
-    return {name: _site(name, heterogeneity, seed) for name in names}
-
-
-def _site(name: str, heterogeneity: float, seed: int) -> MriSite:
-    generator = generator_for(seed, "site", name)
-    common, profiles = asdict(MriSite()), [asdict(profile) for profile in PROFILES.values()]
-    own = asdict(PROFILES[name]) if name in PROFILES else None
-    mixed: dict[str, Values] = {}
-    for field, usual in common.items():
-        of_all = np.array([profile[field] for profile in profiles])
-        low, high = of_all.min(axis=0), of_all.max(axis=0)
-        jitter = JITTER * (high - low) * generator.uniform(-1, 1, len(low))
-        target = generator.uniform(low, high) if own is None else np.clip(own[field] + jitter, low, high)
-        mixed[field] = tuple((np.array(usual) + heterogeneity * (target - np.array(usual))).tolist())
-    # Geometric, so that half of the heterogeneity is the root of the real ratios of the sites' sizes.
-    quantities = [profile["quantity"][0] for profile in profiles]
-    quantity = float(np.mean(quantities)) if own is None else own["quantity"][0]
-    mixed["quantity"] = (quantity**heterogeneity,)
-    shares = np.array(mixed["manufacturers"])
-    mixed["manufacturers"] = tuple((shares / shares.sum()).tolist())
-    return MriSite(**mixed)
+    return {name: mixed_site(MriSite(), PROFILES, name, heterogeneity, seed, shares="manufacturers") for name in names}

@@ -6,13 +6,10 @@ The four profiles follow what is known of HAM10000's sources; numbers are chosen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import numpy as np
+from nnunet_adpfl.dataset_conversion.synthetic.site_mix import mixed_site
 
-from nnunet_adpfl.dataset_conversion.synthetic.randomness import generator_for
-
-JITTER = 0.15  # of a field's range over the profiles: the same site looks a little different under another seed
 DIAGNOSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 Values = tuple[float, ...]
@@ -80,26 +77,4 @@ def skin_sites(number: int, heterogeneity: float, seed: int) -> dict[str, SkinSi
         heterogeneity: 0: all sites look and are alike, 1: as far apart as the profiles are.
     """
     names = [*PROFILES, *(f"clinic_{index}" for index in range(len(PROFILES) + 1, number + 1))][:number]
-    return {name: _site(name, heterogeneity, seed) for name in names}
-
-
-def _site(name: str, heterogeneity: float, seed: int) -> SkinSite:
-    generator = generator_for(seed, "site", name)
-    common, profiles = asdict(SkinSite()), [asdict(profile) for profile in PROFILES.values()]
-    own = asdict(PROFILES[name]) if name in PROFILES else None
-    mixed: dict[str, Values] = {}
-    for field, usual in common.items():
-        low, high = (
-            np.array(extreme([profile[field] for profile in profiles], axis=0)) for extreme in (np.min, np.max)
-        )
-        jitter = JITTER * (high - low) * generator.uniform(-1, 1, len(low))
-        target = generator.uniform(low, high) if own is None else np.clip(own[field] + jitter, low, high)
-        mixed[field] = tuple((np.array(usual) + heterogeneity * (target - np.array(usual))).tolist())
-    # Geometric, so that half of the heterogeneity is the root of the real ratios of the sites' sizes.
-    quantity = (
-        own["quantity"][0] if own is not None else float(np.mean([profile["quantity"][0] for profile in profiles]))
-    )
-    mixed["quantity"] = (quantity**heterogeneity,)
-    shares = np.array(mixed["diagnoses"])
-    mixed["diagnoses"] = tuple((shares / shares.sum()).tolist())
-    return SkinSite(**mixed)
+    return {name: mixed_site(SkinSite(), PROFILES, name, heterogeneity, seed, shares="diagnoses") for name in names}
