@@ -76,7 +76,7 @@ def assigned(
 def at_one_site(unit_of: Mapping[str, str], unit_kind: str) -> Cohort:
     """All units at the site ``all``: the data set's units are known, its sites are not."""
     progress.note(
-        f"no sites are known: all {unit_kind}s are put at one site; give --sites TABLE, or `adpfl cohort DATASET --simulate-sites N`"
+        f"no sites are known: all {unit_kind}s are put at one site; give --sites TABLE, or `adpfl cohort DATASET --simulate-sites N --overwrite`"
     )
     return Cohort(unit_kind, {case: CohortEntry(unit, ONE_SITE) for case, unit in unit_of.items()})
 

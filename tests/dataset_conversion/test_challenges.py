@@ -133,7 +133,7 @@ def test_channels_are_in_nnunets_order_whatever_the_year_calls_them(raw: Path, t
         np.testing.assert_array_equal(values(written.folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz"), values(original))
 
 
-def test_scans_of_a_patient_are_one_unit(raw: Path, tmp_path: Path) -> None:
+def test_rule_01_scans_of_a_patient_are_one_unit(raw: Path, tmp_path: Path) -> None:
     _, written = converted("brats2024", tmp_path)
     assert written.cohort is not None
     assert written.cohort.cases_of("BraTS-GLI-00003") == ["BraTS-GLI-00003-100", "BraTS-GLI-00003-101"]
@@ -141,7 +141,7 @@ def test_scans_of_a_patient_are_one_unit(raw: Path, tmp_path: Path) -> None:
     assert {site: len(written.cohort.units(site)) for site in written.cohort.sites} == {"Duke": 5, "UCSF": 5}
 
 
-def test_patients_of_brats2024_are_known_without_any_table(raw: Path, tmp_path: Path) -> None:
+def test_rule_01_patients_of_brats2024_are_known_without_any_table(raw: Path, tmp_path: Path) -> None:
     source, _ = CHALLENGES["brats2024"].write(tmp_path)
     (source / tiny_challenges.XLSX).unlink()
     cohort = converters.convert("brats2024", source, 55).cohort
@@ -149,7 +149,7 @@ def test_patients_of_brats2024_are_known_without_any_table(raw: Path, tmp_path: 
     assert (cohort.sites, len(cohort.units())) == (["all"], 10), "else simulated sites would part the scans of a patient"
 
 
-def test_scans_of_one_patient_at_two_sites_go_to_one(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rule_14_scans_of_one_patient_at_two_sites_go_to_one(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"BraTS-GLI-00001-{visit}" for visit in (100, 101, 102)]
     source = write_brats(tmp_path / "b24", names, NEW_CHANNELS, (2, 1, 3, 4))
     table = write_rows(tmp_path / "t.csv", "BraTS Subject ID,Site", [f"{names[0]},A", f"{names[1]},B", f"{names[2]},B"])

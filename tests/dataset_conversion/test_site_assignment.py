@@ -22,7 +22,7 @@ def test_a_unit_is_found_by_any_of_its_cases() -> None:
     assert cohort.cases_by_unit("x") == {"a": ["a1", "a2"], "c": ["c1"]}
 
 
-def test_two_sites_are_refused_or_settled_by_majority() -> None:
+def test_rule_14_two_sites_are_refused_or_settled_by_majority() -> None:
     given_rows = rows("a1,x,", "a2,y,", "b1,y,", "c1,y,")
     with pytest.raises(InputError, match=r"t.csv has patient a at two sites \(x and y\)"):
         assigned(UNITS, "patient", given_rows, SitesChoice(), "t.csv")
@@ -35,7 +35,7 @@ def test_rows_that_contradict_each_other() -> None:
         assigned(UNITS, "patient", rows("a1,x,", "a1,y,"), SitesChoice(), "t.csv", majority=True)
 
 
-def test_patients_may_join_units_and_never_part_them() -> None:
+def test_rule_01_patients_may_join_units_and_never_part_them() -> None:
     cohort = assigned(UNITS, "lesion", rows("a1,x,p", "a2,x,p", "b1,x,p", "c1,y,q"), SitesChoice(), "t.csv")
     assert (cohort.unit_kind, cohort.cases_by_unit()) == ("patient", {"p": ["a1", "a2", "b1"], "q": ["c1"]})
     with pytest.raises(InputError, match=r"gives lesion a to two patients \(p and q\)"):

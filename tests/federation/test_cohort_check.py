@@ -55,7 +55,7 @@ def packed_again(source: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("copy", [shutil.copyfile, packed_again])
-def test_the_same_image_of_two_patients_is_found_however_it_is_packed(raw: Path, copy: Callable[[Path, Path], None]) -> None:
+def test_rule_01_the_same_image_of_two_patients_is_found_however_it_is_packed(raw: Path, copy: Callable[[Path, Path], None]) -> None:
     copy(image(raw, "case_02_0"), image(raw, "case_05_0"))
     assert checked(raw).problems == (
         "the same image under 2 names of 2 patients, at sites site-a and site-b: case_02_0, case_05_0",

@@ -32,6 +32,9 @@ MODES = "trainers/test_rule_12_file_modes.py"
 TAMPERED = "privacy/test_rule_11_tampered_ledgers.py"
 TOTALS = "trainers/test_rule_11_patient_totals.py"
 AGGREGATION = "federation/test_aggregation.py"
+CHALLENGES = "dataset_conversion/test_challenges.py"
+ASSIGNMENT = "dataset_conversion/test_site_assignment.py"
+COHORT_CHECK = "federation/test_cohort_check.py"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,38 @@ class Mutant:
 
 MUTANTS = (
     # Rule 1: the unit
+    Mutant(
+        "every scan of BraTS 2024 is a patient", 1, "dataset_conversion/brats.py",
+        {'_SCAN.sub("", case.name) for case in cases': "case.name for case in cases"},
+        (f"{CHALLENGES}::test_rule_01_scans_of_a_patient_are_one_unit",),
+    ),
+    Mutant(
+        "without a table of sites every case is a unit", 1, "dataset_conversion/site_assignment.py",
+        {"CohortEntry(unit, ONE_SITE) for case, unit": "CohortEntry(case, ONE_SITE) for case, unit"},
+        (f"{CHALLENGES}::test_rule_01_patients_of_brats2024_are_known_without_any_table",),
+    ),
+    Mutant(
+        "a table's patients may part the images of a lesion", 1, "dataset_conversion/site_assignment.py",
+        {"if row.patient is not None and patients.setdefault(unit_of[case], row.patient) != row.patient:": "if False:",
+         "units = {case: patients.get(unit, unit) for case, unit in unit_of.items()}":
+         "units = {case: found[case].patient or unit for case, unit in unit_of.items()}"},
+        (f"{ASSIGNMENT}::test_rule_01_patients_may_join_units_and_never_part_them",),
+    ),
+    Mutant(
+        "the same image under another patient's name passes", 1, "federation/cohort_check.py",
+        {"        if len(cases) < 2:": "        if len(cases) < 2 or len({cohort.cases[case].unit for case in cases}) > 1:"},
+        (f"{COHORT_CHECK}::test_rule_01_the_same_image_of_two_patients_is_found_however_it_is_packed",),
+    ),
+    Mutant(
+        "images are compared by their packed bytes", 1, "federation/cohort_check.py",
+        {"digest.update(images.astype(np.float32, copy=False).data)": "digest.update(open(job[0]['images'][0], 'rb').read())"},
+        (f"{COHORT_CHECK}::test_rule_01_the_same_image_of_two_patients_is_found_however_it_is_packed",),
+    ),
+    Mutant(
+        "a patient whom a table has at two sites is at the last one's", 14, "dataset_conversion/site_assignment.py",
+        {"    if shared and not majority:": "    if False:"},
+        (f"{ASSIGNMENT}::test_rule_14_two_sites_are_refused_or_settled_by_majority",),
+    ),
     Mutant(
         "every case is a unit of its own", 1, "cohort.py",
         {"grouped.setdefault(entry.unit, []).append(case)": "grouped.setdefault(case, []).append(case)"},
