@@ -32,7 +32,7 @@ from nnunet_adpfl.dataset_conversion import converters  # noqa: E402
 from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice  # noqa: E402
 from nnunet_adpfl.dataset_conversion.source_set import Options  # noqa: E402
 
-FULL = {"ham10000": (80, (450, 600)), "kits23": (10, (104, 512, 512)), "brats2024": (6, (182, 218, 182))}
+FULL = {"ham10000": (80, (450, 600)), "kits23": (6, (104, 512, 512)), "brats2024": (5, (182, 218, 182))}
 QUICK = {"ham10000": (20, (225, 300)), "kits23": (5, (52, 128, 128)), "brats2024": (5, (91, 109, 91))}
 
 
@@ -44,12 +44,13 @@ def main() -> None:
     rows = []
     try:
         for name, (units, size) in (QUICK if arguments.quick else FULL).items():
-            rows += _measured(name, units, size)
-        for row in rows:
-            print("{set:10s} {what:34s} {cases:4d} cases {seconds:8.2f} s {cases_per_second:9.2f} cases/s".format(**row))
-        if arguments.json:
-            machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-            arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+            of_set = _measured(name, units, size)
+            for row in of_set:
+                print("{set:10s} {what:34s} {cases:4d} cases {seconds:8.2f} s {cases_per_second:9.2f} cases/s".format(**row), flush=True)
+            rows += of_set
+            if arguments.json:
+                machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+                arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
     finally:
         shutil.rmtree(WORK)
 
@@ -90,6 +91,8 @@ def _measured(name: str, units: int, size: tuple[int, ...]) -> list[dict[str, An
         time_of("adpfl convert, 2 cores, once more", lambda: convert(2))
         rows += _preprocessing(name, cases)
     shutil.rmtree(source)
+    shutil.rmtree(WORK / "raw")
+    (WORK / "raw").mkdir()
     return rows
 
 
@@ -118,6 +121,8 @@ def _preprocessing(name: str, cases: int) -> list[dict[str, Any]]:
     timed("nnUNetv2_plan_and_preprocess, 2", [*stock, "--verify_dataset_integrity"])
     timed("adpfl plan, 2 cores", plan)
     timed("adpfl plan again", plan, fresh=False)
+    shutil.rmtree(WORK / "preprocessed")
+    (WORK / "preprocessed").mkdir()
     return rows
 
 

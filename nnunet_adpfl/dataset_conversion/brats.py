@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_adpfl import progress
 from nnunet_adpfl.dataset_conversion import brats_sites, nifti_case
 from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice
 from nnunet_adpfl.dataset_conversion.source_files import add_once, generated_notice, is_held_out, walk
@@ -83,7 +84,8 @@ def find(converter: str, source: Path, choice: SitesChoice, options: Options) ->
     """
     challenge = CHALLENGES[converter]
     cases, tests = _cases(source, challenge)
-    unit_of = {case.name: _SCAN.sub("", case.name) for case in cases}
+    spelling: dict[str, str] = {}  # one patient whose folders are spelled in two ways is one unit
+    unit_of = {case.name: spelling.setdefault(_SCAN.sub("", case.name).casefold(), _SCAN.sub("", case.name)) for case in cases}
     cohort = brats_sites.cohort(converter, source, unit_of, choice)
     kept = tuple(case for case in cases if case.name in cohort.cases)
     convert_case = nifti_case.NiftiConversion(len(CHANNELS), challenge.label_values, options.linked)
@@ -117,15 +119,30 @@ def _cases(source: Path, challenge: _Challenge) -> tuple[list[SourceCase], tuple
         names.setdefault(name.casefold(), name)
         of_case = files.setdefault(name.casefold(), {})
         add_once(of_case, kind, path)
-        if is_held_out(path, source) or "validation" in name.casefold():
+        if _is_held_out(name, path, source):
             held_out.add(name.casefold())
     if not files:
         raise InputError(
             f"{source} holds no case of {challenge.name} (CASE/CASE_t1.nii.gz and so on): give the folder that it was unpacked into"
         )
     tests = {key for key in held_out if "seg" not in files[key]}
+    labelled = sorted(held_out - tests)
+    if labelled:
+        raise InputError(
+            f"{names[labelled[0]]} lies in a validation or test folder and has a label ({len(labelled)} such cases): these do not "
+            "train; move them to a training folder if they shall, or remove the labels"
+        )
+    if tests:
+        progress.note(f"{len(tests)} cases of the validation or test set go to imagesTs, to be predicted")
     cases = [_case(names[key], files[key], source) for key in sorted(files.keys() - tests)]
     return cases, tuple(_case(names[key], files[key], source, labelled=False) for key in sorted(tests))
+
+
+def _is_held_out(name: str, path: Path, source: Path) -> bool:
+    """By the case's name where it tells, else by its nearest folder that does."""
+    if "training" in name.casefold() or "validation" in name.casefold():
+        return "validation" in name.casefold()
+    return is_held_out(path, source)
 
 
 def _kind(path: Path, challenge: _Challenge) -> tuple[str, str] | None:

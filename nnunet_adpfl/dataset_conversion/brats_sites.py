@@ -45,21 +45,22 @@ def cohort(converter: str, source: Path, unit_of: Mapping[str, str], choice: Sit
     """
     table = choice.table or _own_table(converter, source)
     if table is None:
-        return at_one_site(unit_of, "patient")
+        return at_one_site(unit_of, "patient", choice)
     if choice.table is None:
         progress.note(f"sites are those of {table}")
     header = tables.read_table(table)[0]
+    published = not {"case", "case_id", "image"} & set(header)  # a table of the user's own has no patient at two sites
     if "brats_2020_subject_id" in header and not set(header) & set(sites_table.SITE_COLUMNS):
         rows = _by_earlier_names(table)
         if choice.unassigned_site is None and not choice.drop_unassigned:
             choice = replace(choice, unassigned_site=UNKNOWN)  # new in 2020: the table tells no origin
     else:
         rows = sites_table.read_sites_table(table, _CASE_COLUMNS[converter])
-    return assigned(unit_of, "patient", rows, choice, table, key=_key(converter), majority=True)
+    return assigned(unit_of, "patient", rows, choice, table, key=_key(converter), majority=published)
 
 
 def _own_table(converter: str, source: Path) -> Path | None:
-    return next((path for path in walk(source) if _OWN_TABLES[converter].fullmatch(path.name)), None)
+    return next((path for path in walk(source, quiet=True) if _OWN_TABLES[converter].fullmatch(path.name)), None)
 
 
 def _key(converter: str) -> Callable[[str], str]:

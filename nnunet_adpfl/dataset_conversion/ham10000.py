@@ -130,7 +130,9 @@ def _read_metadata(candidates: list[Path], source: Path) -> tuple[Path, dict[str
 def _cohort(rows: Mapping[str, _Row], table: Path, choice: SitesChoice) -> Cohort:
     lesion_of = {case: row.lesion for case, row in rows.items()}
     if choice.table is not None:
-        return assigned(lesion_of, "lesion", sites_table.read_sites_table(choice.table), choice, choice.table)
+        published = sites_table.is_ham10000_table(tables.read_table(choice.table)[0])  # has nine lesions at two sites
+        rows_of_table = sites_table.read_sites_table(choice.table)
+        return assigned(lesion_of, "lesion", rows_of_table, choice, choice.table, majority=published)
     if not any(row.site for row in rows.values()):
         raise InputError(
             f"{table} has no column 'dataset', which names the sites (Kaggle's copy lacks it): take it from {_SOURCE}, "

@@ -12,7 +12,7 @@ from pathlib import Path
 from nnunet_adpfl import progress
 from nnunet_adpfl.dataset_conversion import photo_case, sites_table
 from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, assigned, at_one_site
-from nnunet_adpfl.dataset_conversion.source_files import add_once, walk
+from nnunet_adpfl.dataset_conversion.source_files import NOT_OURS, add_once, walk
 from nnunet_adpfl.dataset_conversion.source_set import Options, SourceCase, SourceSet
 from nnunet_adpfl.errors import InputError
 
@@ -20,9 +20,10 @@ NAME = "ISIC2018"
 LICENCE = "CC BY-NC 4.0"
 REFERENCE = "Codella et al. (2018), arXiv:1902.03368; Tschandl et al. (2018), doi:10.1038/sdata.2018.161"
 _PARTS = {
-    "validation": re.compile(r"validation", re.IGNORECASE),
+    "validation": re.compile(r"(?<![a-z])(validation|valid(?![a-z])|val(?![a-z]))", re.IGNORECASE),
     "test": re.compile(r"(?<![a-z])test", re.IGNORECASE),
 }
+_OTHER_TASKS = re.compile(rf"{NOT_OURS.pattern}|.*Task3.*|.*Task2_.*", re.IGNORECASE)  # classes and attributes
 _IMAGE = re.compile(r"(ISIC_\d{7})\.jpe?g", re.IGNORECASE)
 _MASK = re.compile(r"(ISIC_\d{7})_segmentation\.png", re.IGNORECASE)
 Files = dict[str, dict[str, Path]]  # part -> case -> file
@@ -42,11 +43,17 @@ def find(converter: str, source: Path, choice: SitesChoice, options: Options) ->
     unit_of = {case.name: case.name for case in (*training, *validation)}
     if choice.table is None:
         progress.note("ISIC 2018 names no patients: every image is a unit of its own")
-        cohort = at_one_site(unit_of, "case")
+        cohort = at_one_site(unit_of, "case", choice)
     else:
         cohort = assigned(unit_of, "case", sites_table.read_sites_table(choice.table), choice, choice.table)
     kept = [tuple(case.name for case in part if case.name in cohort.cases) for part in (training, validation)]
     splits = ({"train": kept[0], "val": kept[1]},) if kept[1] else None
+    shared = {cohort.cases[case].unit for case in kept[0]} & {cohort.cases[case].unit for case in kept[1]}
+    if shared:
+        raise InputError(
+            f"{choice.table}: {cohort.unit_kind} {sorted(shared)[0]} is in both the official training and validation set "
+            f"({len(shared)} such): leave the rows of its validation images out and give --drop-unassigned"
+        )
     cases = tuple(case for case in (*training, *validation) if case.name in cohort.cases)
     dataset_json = {**photo_case.DESCRIPTION, "name": NAME, "licence": LICENCE, "reference": REFERENCE}
     return SourceSet(converter, NAME, dataset_json, cases, cohort, photo_case.convert_case, tuple(tests), splits)
@@ -55,7 +62,7 @@ def find(converter: str, source: Path, choice: SitesChoice, options: Options) ->
 def _find(source: Path) -> tuple[Files, Files]:
     images: Files = {part: {} for part in ("training", *_PARTS)}
     masks: Files = {part: {} for part in ("training", *_PARTS)}
-    for path in walk(source):
+    for path in walk(source, _OTHER_TASKS):
         part = _part(path, source)
         if match := _IMAGE.fullmatch(path.name):
             add_once(images[part], match.group(1).upper(), path)
@@ -73,7 +80,7 @@ def _part(path: Path, source: Path) -> str:
         for part, pattern in _PARTS.items():
             if pattern.search(folder):
                 return part
-        if "training" in folder.lower():
+        if "train" in folder.lower():
             break
     return "training"
 

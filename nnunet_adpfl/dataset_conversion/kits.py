@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_adpfl import progress
 from nnunet_adpfl.dataset_conversion import nifti_case, sites_table
 from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, assigned, at_one_site
 from nnunet_adpfl.dataset_conversion.source_files import add_once, generated_notice, walk
@@ -22,7 +23,7 @@ from nnunet_adpfl.errors import InputError
 
 _CASE = re.compile(r"case_\d{5}", re.IGNORECASE)
 _IMAGE = re.compile(r"imaging\.nii(\.gz)?", re.IGNORECASE)
-# In the order of preference: KiTS21 offers several ways to merge its annotators.
+# Of KiTS19 and 23; and of KiTS21, which offers several ways to merge its annotators.
 _LABELS = (
     re.compile(r"segmentation\.nii(\.gz)?", re.IGNORECASE),
     re.compile(r"aggregated_MAJ_seg\.nii(\.gz)?", re.IGNORECASE),
@@ -63,7 +64,7 @@ def find(converter: str, source: Path, choice: SitesChoice, options: Options) ->
     cases, tests = _cases(source, challenge)
     unit_of = {case.name: case.name for case in cases}
     if choice.table is None:
-        cohort = at_one_site(unit_of, "patient")
+        cohort = at_one_site(unit_of, "patient", choice)
     else:
         cohort = assigned(unit_of, "patient", sites_table.read_sites_table(choice.table), choice, choice.table)
     kept = tuple(case for case in cases if case.name in cohort.cases)
@@ -89,7 +90,7 @@ def _dataset_json(challenge: _Challenge, source: Path, options: Options) -> dict
 
 def _cases(source: Path, challenge: _Challenge) -> tuple[list[SourceCase], tuple[SourceCase, ...]]:
     images: dict[str, Path] = {}
-    labels: dict[str, dict[int, Path]] = {}
+    labels: dict[int, dict[str, Path]] = {}  # rank -> case -> file
     for path in walk(source):
         case = next((part.lower() for part in reversed(path.parts[:-1]) if _CASE.fullmatch(part)), None)
         if case is None or path.parent.name.lower() != case:
@@ -98,17 +99,21 @@ def _cases(source: Path, challenge: _Challenge) -> tuple[list[SourceCase], tuple
             add_once(images, case, path)
         for rank, pattern in enumerate(_LABELS):
             if pattern.fullmatch(path.name):
-                labels.setdefault(case, {}).setdefault(rank, path)
+                add_once(labels.setdefault(rank, {}), case, path)
     if not images and not labels:
         raise InputError(f"{source} holds no case_00000/imaging.nii.gz: give the folder of the challenge's repository, with its images")
+    twice = sorted(set.intersection(*map(set, labels.values()))) if len(labels) > 1 else []
+    if twice:
+        raise InputError(
+            f"{twice[0]} has labels of two challenges ({labels[0][twice[0]]} and {labels[1][twice[0]]}): give the folder of one of them"
+        )
+    label_of = {case: path for found in labels.values() for case, path in found.items()}
     first_test = challenge.unlabelled_from
-    tests = {case for case in images if first_test is not None and int(case[-5:]) >= first_test and case not in labels}
+    tests = {case for case in images if first_test is not None and int(case[-5:]) >= first_test and case not in label_of}
     cases = [
-        SourceCase(case, (images.get(case, source / case / "imaging.nii.gz"),), _best(labels.get(case), source / case))
-        for case in sorted({*images, *labels} - tests)
+        SourceCase(case, (images.get(case, source / case / "imaging.nii.gz"),), label_of.get(case, source / case / "segmentation.nii.gz"))
+        for case in sorted({*images, *label_of} - tests)
     ]
+    if tests:
+        progress.note(f"{len(tests)} cases of the challenge's test set go to imagesTs, to be predicted")
     return cases, tuple(SourceCase(case, (images[case],), None) for case in sorted(tests))
-
-
-def _best(found: Mapping[int, Path] | None, folder: Path) -> Path:
-    return found[min(found)] if found else folder / "segmentation.nii.gz"

@@ -16,27 +16,41 @@ from nnunet_adpfl.errors import InputError
 def find(converter: str, source: Path, choice: SitesChoice, options: Options) -> SourceSet:
     """A Decathlon folder; 4D images become one file per channel, everything else is copied unchanged.
 
-    The Decathlon has one scan per patient, so without a patient column in the table each case is a patient. Without a
+    The Decathlon names no patients, and not every task has one image of each: the Hippocampus has both sides of a
+    person as two cases. So each case is a unit of its own (``case``) unless the table has a patient column. Without a
     table there is no cohort.
 
     Raises InputError for a folder or table that cannot be used.
     """
+    if options.plain_labels:
+        raise InputError("--plain-labels: the Decathlon has no regions; leave it out")
+    source = _folder_of_task(source)
     description = _read_description(source)
     name = re.sub(r"^Task\d+_", "", source.resolve().name)
     labels, channels = _labels(description, source), _channels(description, source)
     cases = _cases(description, source)
     _note_unused(source, cases)
     cohort = None
-    if choice.table is not None:
+    if choice.table is None:
+        choice.refuse_without_table()
+    else:
         unit_of = {case.name: case.name for case in cases}
         rows = sites_table.read_sites_table(choice.table)
         sites_table.check_known(rows, unit_of, choice.table)
-        cohort = assigned(unit_of, "patient", rows, choice, choice.table)
+        if rows[0].patient is None:
+            progress.note("the table names no patients: every case is a unit of its own, though some tasks have two of one person")
+        cohort = assigned(unit_of, "case", rows, choice, choice.table)
         cases = tuple(case for case in cases if case.name in cohort.cases)
     known = {key: description[key] for key in ("description", "reference", "licence", "release") if description.get(key)}
     dataset_json = {"channel_names": channels, "labels": labels, "file_ending": nifti_case.ENDING, "name": name, **known}
     convert_case = nifti_case.NiftiConversion(len(channels), {value: value for value in labels.values()}, options.linked)
     return SourceSet(converter, name, dataset_json, cases, cohort, convert_case, linked=options.linked)
+
+
+def _folder_of_task(source: Path) -> Path:
+    """``source``, or the one folder in it that holds a task: some unpack Task04_X.tar into a folder of that name."""
+    below = [path.parent for path in sorted(source.glob("*/dataset.json"))] if source.is_dir() else []
+    return below[0] if len(below) == 1 and not (source / "dataset.json").is_file() else source
 
 
 def _read_description(source: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import shutil
 import zlib
 from collections.abc import Collection, Mapping
@@ -17,12 +18,11 @@ import numpy as np
 from nnunet_adpfl.dataset_conversion.source_set import BrokenCaseError, SourceCase
 
 ENDING = ".nii.gz"
-_UNREADABLE = (
-    OSError,
+_DAMAGED = (
+    gzip.BadGzipFile,
     EOFError,
     ValueError,
     OverflowError,
-    MemoryError,  # its header claims more voxels than a machine can hold
     zlib.error,
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
@@ -49,13 +49,15 @@ def read(path: Path, role: str) -> Volume:
     """
     try:
         content = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            content = gzip.decompress(content)
-        image = nib.Nifti1Image.from_bytes(content)
-        data = np.asanyarray(image.dataobj)
     except FileNotFoundError:
         raise BrokenCaseError(f"{role} file {path.name} is missing") from None
-    except _UNREADABLE as error:
+    try:
+        if path.name.lower().endswith(".gz"):
+            content = gzip.decompress(content)
+        _check_length(content, path)
+        image = nib.Nifti1Image.from_bytes(content)
+        data = np.asanyarray(image.dataobj)
+    except (OSError, *_DAMAGED) as error:  # of the content: the file itself has been read
         raise BrokenCaseError(f"{role} cannot be read, is it truncated? {_one_line(error)}") from None
     affine = np.asarray(image.affine, dtype=float)
     if data.ndim < 3 or data.size == 0:
@@ -67,6 +69,17 @@ def read(path: Path, role: str) -> Volume:
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         raise BrokenCaseError(f"{role} has {int((~np.isfinite(data)).sum())} NaN or infinite voxels")
     return Volume(path, image, data, affine)
+
+
+def _check_length(content: bytes, path: Path) -> None:
+    """ValueError for a header that claims more voxels than the file has, before memory is asked for them."""
+    header = nib.Nifti1Header(content[:348], check=False)
+    try:
+        needed = math.prod(int(side) for side in header.get_data_shape()) * header.get_data_dtype().itemsize
+    except KeyError as error:
+        raise ValueError(f"its header names no type of voxels ({error})") from None
+    if needed > len(content):
+        raise ValueError(f"its header claims {needed} bytes of voxels, the file holds {len(content)}")
 
 
 def check_same_grid(image: Volume, label: Volume) -> None:
@@ -89,7 +102,8 @@ def values_of(label: Volume) -> list[int]:
     Raises BrokenCaseError for a voxel that is no whole number, or far outside of what labels are.
     """
     found: set[float] = set()
-    for plane in label.data:  # piece by piece: sorting all voxels of a CT at once takes gigabytes
+    # Piece by piece, along the axis that is slowest in memory: sorting all voxels of a CT at once takes gigabytes.
+    for plane in label.data.T if label.data.flags.f_contiguous else label.data:
         found.update(np.unique(plane).tolist())
     odd = sorted(value for value in found if value != round(value))
     if odd:

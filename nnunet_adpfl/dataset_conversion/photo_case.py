@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,13 +38,14 @@ def read_photo(path: Path) -> np.ndarray:
     """
     try:
         content = path.read_bytes()
-        with Image.open(path, formats=["JPEG"]) as image:
+    except FileNotFoundError:
+        raise BrokenCaseError(f"image {path.name} is missing") from None
+    try:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
             image.load()
             if image.mode not in ("RGB", "L"):
                 raise BrokenCaseError(f"image {path.name} has colours of mode {image.mode}, needs RGB")
             pixels = np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise BrokenCaseError(f"image {path.name} is missing") from None
     except UnidentifiedImageError:
         raise BrokenCaseError(f"image {path.name} is no JPEG file") from None
     except (OSError, SyntaxError, ValueError, *_LARGE) as error:
@@ -85,14 +87,16 @@ def read_labels(path: Path, new_values: Mapping[int, int]) -> np.ndarray:
 def _read_grey(path: Path, role: str) -> np.ndarray:
     """Grey values of a PNG file of any 8-bit mode, while it has neither colours nor transparency."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise BrokenCaseError(f"{role} {path.name} is missing") from None
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.load()
             mode = image.mode
             if mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
                 raise BrokenCaseError(f"{role} {path.name} has pixels of mode {mode}, needs 8 bits")
             colours = np.asarray(image.convert("RGBA"))
-    except FileNotFoundError:
-        raise BrokenCaseError(f"{role} {path.name} is missing") from None
     except UnidentifiedImageError:
         raise BrokenCaseError(f"{role} {path.name} is no PNG file") from None
     except (OSError, SyntaxError, ValueError, *_LARGE) as error:

@@ -7,6 +7,7 @@ into models, and nothing that depends on the patients' files may get there.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from nnunet_adpfl import cohort as cohorts
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.dataset_conversion import case_pool
 from nnunet_adpfl.dataset_conversion.atomic_folder import replacing_folder
-from nnunet_adpfl.dataset_conversion.source_set import SourceCase, SourceSet
+from nnunet_adpfl.dataset_conversion.source_set import BrokenCaseError, SourceCase, SourceSet
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.folds import FILE_NAME as SPLITS_FILE
 
@@ -71,12 +72,12 @@ def write(
     _check_names(source)
     signature = _signature(source)
     if target.exists() and not overwrite:
-        return _existing(target, number, signature, skip_broken)
+        return _existing(target, number, source, signature, skip_broken)
     broken = _without_files([*source.cases, *source.test_cases])
     total = len(source.cases) + len(source.test_cases)
     if broken and not skip_broken:
         raise InputError(_broken_message(broken, total))
-    with replacing_folder(target, resume_key=_resume_key(signature)) as folder:
+    with replacing_folder(target, resume_key=_resume_key(signature), may_replace=overwrite) as folder:
         broken |= _write_cases(source, folder, list(broken))
         if broken and not skip_broken:
             raise InputError(_broken_message(broken, total))
@@ -116,10 +117,10 @@ def _check_names(source: SourceSet) -> None:
         raise InputError(f"two cases are called {repeated[0]} (large and small letters count as the same): rename one in the source")
 
 
-def _existing(target: Path, number: int, signature: str, skip_broken: bool) -> WrittenDataset:
+def _existing(target: Path, number: int, source: SourceSet, signature: str, skip_broken: bool) -> WrittenDataset:
     """The data set that stands at ``target``, if it is what would be written."""
     record = _record(target)
-    if record.get("signature") != signature or not _is_complete(target, record):
+    if record.get("signature") != signature or not _is_complete(target, record, source.cohort is not None):
         raise InputError(
             f"{target} exists and was made from other files or settings: give --overwrite to replace it, or another number "
             "(`adpfl cohort` changes the sites alone)"
@@ -160,7 +161,15 @@ def _write_cases(source: SourceSet, folder: Path, skipped: Collection[str]) -> d
         images, labels = stage / "images", stage / "labels"
         images.mkdir(parents=True)
         labels.mkdir()
-        source.convert_case(case, images, labels)
+        before = [_stamp(path) for path in case.files]
+        try:
+            source.convert_case(case, images, labels)
+        except BrokenCaseError:
+            shutil.rmtree(stage)
+            _remove(case.name, [folder / name for name in places[case.name]])  # of an attempt that was killed half-way
+            raise
+        if before != [_stamp(path) for path in case.files]:
+            raise InputError(f"files of case {case.name} changed while they were read: let the copying end, then convert again")
         for part, target in zip((images, labels), places[case.name], strict=True):
             for path in sorted(part.iterdir()):
                 path.replace(folder / target / path.name)
@@ -175,6 +184,13 @@ def _write_cases(source: SourceSet, folder: Path, skipped: Collection[str]) -> d
         if (folder / name).is_dir() and not any((folder / name).iterdir()):
             (folder / name).rmdir()
     return broken
+
+
+def _remove(case: str, folders_of_case: Collection[Path]) -> None:
+    for folder in folders_of_case:
+        for path in folder.glob(f"{glob.escape(case)}*"):
+            if re.fullmatch(r"(_\d{4})?(\.[A-Za-z]+)+", path.name[len(case) :]):
+                path.unlink()
 
 
 def _done(folder: Path) -> set[str]:
@@ -229,7 +245,8 @@ def _broken_message(broken: Mapping[str, str], total: int) -> str:
 def _signature(source: SourceSet) -> str:
     """Digest of what the result depends on. Big files count by name, size and time, so that a repeat costs no reading."""
     cases = sorted((*source.cases, *source.test_cases), key=lambda case: case.name)
-    files = [(case.name, [_stamp(path) for path in case.files]) for case in cases]
+    places = [str(path.resolve()) for case in cases for path in case.files] if source.linked else None
+    files = [places, [(case.name, [_stamp(path) for path in case.files]) for case in cases]]
     cohort = source.cohort.digest() if source.cohort is not None else None
     content = [FORMAT, source.converter, source.linked, dict(source.dataset_json), source.splits, cohort, files]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -253,9 +270,13 @@ def _record(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _is_complete(folder: Path, record: Mapping[str, Any]) -> bool:
+def _is_complete(folder: Path, record: Mapping[str, Any], has_cohort: bool) -> bool:
+    """Whether all that was written is there, links too, and nothing was emptied. (`adpfl cohort` may have changed the sites.)"""
     try:
-        images, labels = (len(list((folder / name).iterdir())) for name in ("imagesTr", "labelsTr"))
+        sizes = {name: [path.stat().st_size for path in (folder / name).iterdir()] for name in ("imagesTr", "labelsTr")}
     except OSError:
         return False
-    return (images, labels) == (record["images"], record["labels"])
+    if has_cohort and not (folder / cohorts.FILE_NAME).is_file():
+        return False
+    numbers = (len(sizes["imagesTr"]), len(sizes["labelsTr"]))
+    return numbers == (record["images"], record["labels"]) and all(size for found in sizes.values() for size in found)

@@ -38,6 +38,10 @@ class SitesChoice:
         if self.smallest_site < 1:
             raise InputError(f"--smallest-site {self.smallest_site}: give 1 or more")
 
+    def refuse_without_table(self) -> None:
+        if self.drop_unassigned or self.unassigned_site is not None or self.smallest_site > 1:
+            raise InputError("--drop-unassigned, --unassigned-site and --smallest-site need to know the sites: give --sites TABLE")
+
 
 def assigned(
     unit_of: Mapping[str, str],
@@ -46,7 +50,7 @@ def assigned(
     choice: SitesChoice,
     origin: Path | str,
     *,
-    key: Callable[[str], str] = str,
+    key: Callable[[str], str] = str.casefold,
     majority: bool = False,
 ) -> Cohort:
     """The cohort of those cases that have a site.
@@ -62,6 +66,9 @@ def assigned(
     other, units at two sites, and a patient column that splits a unit.
     """
     row_of = _rows_by_key(rows, key, origin)
+    if not row_of.keys() & {key(case) for case in unit_of}:
+        ours, theirs = _some(sorted(unit_of)), _some([row.case for row in rows])
+        raise InputError(f"{origin} names none of the cases (they are {ours}; it has {theirs}): correct the names")
     found = {case: row_of[key(case)] for case in unit_of if key(case) in row_of}
     unused = len(row_of.keys() - {key(case) for case in unit_of})
     if unused:
@@ -73,10 +80,15 @@ def assigned(
     return Cohort(unit_kind, {case: CohortEntry(unit, site_of[unit]) for case, unit in units.items() if unit in site_of})
 
 
-def at_one_site(unit_of: Mapping[str, str], unit_kind: str) -> Cohort:
-    """All units at the site ``all``: the data set's units are known, its sites are not."""
+def at_one_site(unit_of: Mapping[str, str], unit_kind: str, choice: SitesChoice) -> Cohort:
+    """All units at the site ``all``: the data set's units are known, its sites are not.
+
+    Raises InputError for choices that need a table.
+    """
+    choice.refuse_without_table()
     progress.note(
-        f"no sites are known: all {unit_kind}s are put at one site; give --sites TABLE, or `adpfl cohort DATASET --simulate-sites N --overwrite`"
+        f"no sites are known: all {unit_kind}s are put at one site; give --sites TABLE, or deal them out with "
+        "`adpfl cohort DATASET --simulate-sites N --overwrite`"
     )
     return Cohort(unit_kind, {case: CohortEntry(unit, ONE_SITE) for case, unit in unit_of.items()})
 
@@ -102,7 +114,10 @@ def _with_patients(
                 f"give each {unit_kind} to one patient"
             )
     units = {case: patients.get(unit, unit) for case, unit in unit_of.items()}
-    return units, unit_kind if units == dict(unit_of) else "patient"
+    # A promise to patients needs the patient of every case; else it is the weaker one that holds for all.
+    all_known = all(unit in patients for unit in unit_of.values())
+    kind = next((row.kind for row in found.values()), unit_kind)
+    return units, kind if patients and all_known and (units != dict(unit_of) or kind == "lesion") else unit_kind
 
 
 def _sites_of_units(
@@ -148,7 +163,14 @@ def _pooled(site_of: Mapping[str, str], unit_kind: str, smallest: int) -> dict[s
     small = sorted(site for site, number in numbers.items() if number < smallest)
     if small:
         progress.note(f"{len(small)} sites with fewer than {smallest} {unit_kind}s are pooled as {POOLED!r} ({_some(small)})")
-    return {unit: POOLED if site in small else site for unit, site in site_of.items()}
+    pooled = {unit: POOLED if site in small else site for unit, site in site_of.items()}
+    left = Counter(pooled.values())[POOLED]
+    if small and left < smallest:
+        raise InputError(
+            f"--smallest-site {smallest}: the sites with fewer {unit_kind}s have only {left} together; give a smaller number, or leave "
+            "them out of the table and give --drop-unassigned"
+        )
+    return pooled
 
 
 def _some(names: Sequence[str]) -> str:

@@ -13,27 +13,31 @@ from nnunet_adpfl.dataset_conversion.synthetic.generated_set import NOTICE_FILE
 from nnunet_adpfl.errors import InputError
 
 NOT_OURS = re.compile(r"__MACOSX|\..+")
-_HELD_OUT = re.compile(r"(?<![a-z])(validation|test)", re.IGNORECASE)
+_HELD_OUT = re.compile(r"(?<![a-z])(validation|val(?![a-z])|valid(?![a-z])|test)", re.IGNORECASE)
 
 
-def walk(source: Path, left_out: re.Pattern[str] = NOT_OURS) -> Iterator[Path]:
+def walk(source: Path, left_out: re.Pattern[str] = NOT_OURS, *, quiet: bool = False) -> Iterator[Path]:
     """All files below ``source``, in the same order everywhere; links to folders are followed once, so that loops end.
 
-    Folders whose names match ``left_out`` are passed over, and said so.
+    Folders whose names match ``left_out`` are passed over, and said so unless ``quiet``.
 
-    Raises InputError when ``source`` is no folder.
+    Raises InputError when ``source`` is no folder, or a folder below it cannot be read (its cases would be missed).
     """
     if not source.is_dir():
         raise InputError(f"{source} is no folder: give the one that the data set was unpacked into")
     seen: set[str] = set()
-    for folder, names, files in os.walk(source, followlinks=True):
+    for folder, names, files in os.walk(source, followlinks=True, onerror=_refuse_unreadable):
         seen.add(os.path.realpath(folder))
         below = sorted(name for name in names if os.path.realpath(os.path.join(folder, name)) not in seen)
         skipped = [name for name in below if left_out.fullmatch(name)]
-        if skipped:
+        if skipped and not quiet:
             progress.note(f"left out, not part of the labelled set: {', '.join(skipped)}")
         names[:] = [name for name in below if name not in skipped]
         yield from (Path(folder) / name for name in sorted(files) if not name.startswith("._"))
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read ({error.strerror}), and cases may lie in it: make it readable, or remove it")
 
 
 def add_once(found: dict[str, Path], key: str, path: Path) -> None:
@@ -54,4 +58,9 @@ def generated_notice(source: Path) -> dict[str, str]:
 
 def is_held_out(path: Path, source: Path) -> bool:
     """Whether a file lies in a folder of the challenge's validation or test set, whose labels are not for training."""
-    return any(_HELD_OUT.search(part) for part in path.relative_to(source).parts[:-1])
+    for part in reversed(path.relative_to(source).parts[:-1]):
+        if "train" in part.lower():
+            return False
+        if _HELD_OUT.search(part):
+            return True
+    return False

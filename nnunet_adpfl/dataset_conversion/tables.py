@@ -72,8 +72,10 @@ def _workbook(content: bytes, path: Path | str) -> Lines:
             if sum(entry.file_size for entry in archive.infolist()) > MOST_UNPACKED:
                 raise InputError(f"{path} unpacks to more than {MOST_UNPACKED // 2**20} MB: save its first sheet as CSV")
         book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+        sheet = book.worksheets[0]
+        sheet.reset_dimensions()  # some programs write wrong ones
         rows, cells = [], 0
-        for number, row in enumerate(book.worksheets[0].iter_rows(values_only=True), start=1):
+        for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
             cells += len(row)
             if cells > MOST_CELLS:
                 raise InputError(f"{path} has more than {MOST_CELLS} cells: save what is needed of it as CSV")

@@ -84,17 +84,47 @@ def test_the_earlier_folder_comes_back_when_the_last_rename_fails(
 
 
 def test_leavings_of_the_dead_go_and_work_of_the_living_stays(tmp_path: Path) -> None:
-    dead, living, other = (tmp_path / name for name in (".set.dead.tmp", ".set.living.tmp", ".settler.x.tmp"))
-    for folder in (dead, living, other):
-        folder.mkdir()
-    descriptor = os.open(living, os.O_RDONLY)
+    dead, other = tmp_path / ".set.dead.tmp", tmp_path / ".settler.x.tmp"
+    dead.mkdir()
+    other.mkdir()
+    (tmp_path / ".set.lock").touch()
+    descriptor = os.open(tmp_path / ".set.lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with replacing_folder(tmp_path / "set"):
+        with pytest.raises(InputError, match="another process is writing"), replacing_folder(tmp_path / "set"):
             pass
+        assert names(tmp_path) == [".set.dead.tmp", ".set.lock", ".settler.x.tmp"]
     finally:
         os.close(descriptor)
-    assert names(tmp_path) == [".set.living.tmp", ".settler.x.tmp", "set"]
+    with replacing_folder(tmp_path / "set"):
+        pass
+    assert names(tmp_path) == [".settler.x.tmp", "set"]
+
+
+def test_a_link_leads_to_the_folder_that_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "set").mkdir(parents=True)
+    (tmp_path / "disk" / "set" / "old").touch()
+    (tmp_path / "set").symlink_to(tmp_path / "disk" / "set")
+    for content in ("first", "second"):
+        with replacing_folder(tmp_path / "set") as folder:
+            (folder / content).touch()
+        assert (tmp_path / "set").is_symlink()
+        assert names(tmp_path / "disk" / "set") == [content]
+        assert names(tmp_path / "disk") == ["set"]
+
+
+def test_a_folder_that_appeared_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "set"
+
+    def meanwhile() -> None:
+        with replacing_folder(target, may_replace=False):
+            target.mkdir()
+            (target / "theirs").touch()
+
+    with pytest.raises(InputError, match="by somebody else meanwhile"):
+        meanwhile()
+    assert names(target) == ["theirs"]
+    assert names(tmp_path) == ["set"]
 
 
 def test_a_swap_cut_in_the_middle_is_undone(tmp_path: Path) -> None:

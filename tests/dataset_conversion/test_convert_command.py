@@ -43,7 +43,7 @@ def test_convert_json_is_alone_on_standard_output(raw: Path, msd: Path, adpfl: C
         "cases": 4,
         "written": True,
         "left_out": {},
-        "unit": "patient",
+        "unit": "case",
         "units": 4,
         "sites": {"north": {"units": 4, "cases": 4}},
     }

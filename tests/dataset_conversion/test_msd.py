@@ -46,7 +46,7 @@ def test_whole_folder(raw: Path, msd: Path, tmp_path: Path) -> None:
             assert copied == (msd / source / f"{case}.nii.gz").read_bytes()
     cohort = cohorts.load(written.folder)
     assert cohort == written.cohort
-    assert (cohort.unit_kind, cohort.sites, cohort.units("x")) == ("patient", ["x", "y"], ["brain_01", "brain_02"])
+    assert (cohort.unit_kind, cohort.sites, cohort.units("x")) == ("case", ["x", "y"], ["brain_01", "brain_02"])
 
 
 def test_without_a_table_there_is_no_cohort(raw: Path, msd: Path) -> None:
@@ -128,7 +128,7 @@ def test_all_broken_cases_are_in_the_one_line(raw: Path, msd: Path) -> None:
             "case,site,patient\nbrain_01,x,p\nbrain_02,y,p\nbrain_03,x,q\nbrain_04,x,r\n",
             "patient p at two sites (x and y)",
         ),
-        ("case,hospital\nbrain_01,x\n", "no column 'site' (columns: case, hospital)"),
+        ("case,clinic\nbrain_01,x\n", "no column 'site' (columns: case, clinic)"),
     ],
 )
 def test_bad_sites_tables(raw: Path, msd: Path, tmp_path: Path, text: str, message: str) -> None:

@@ -200,5 +200,5 @@ CHALLENGES: Mapping[str, Challenge] = {
     "brats2023": Challenge(_brats2023, frozenset({0, 1, 2, 3})),
     "brats2024": Challenge(_brats2024, frozenset({0, 1, 2, 3, 4})),
     "fets2022": Challenge(_fets2022, frozenset({0, 1, 2, 4})),
-    "msd": Challenge(_msd, frozenset({0, 1, 2})),
+    "msd": Challenge(_msd, frozenset({0, 1, 2}), unit="case"),
 }
