@@ -126,30 +126,56 @@ def _sizes(values: Sequence[float]) -> str:
 
 
 def _existing(folder: Path, overwrite: bool) -> Cohort | None:
+    """The cohort that is there; without one, units that the conversion knew must not be lost by writing another."""
     from nnunet_adpfl import cohort as cohorts
+    from nnunet_adpfl.dataset_conversion import raw_dataset
 
-    if not (folder / cohorts.FILE_NAME).is_file():
-        return None
     try:
-        return cohorts.load(folder)
+        if (folder / cohorts.FILE_NAME).is_file():
+            return cohorts.load(folder)
+        problem = f"{folder / cohorts.FILE_NAME} is missing"
     except InputError as error:
-        if overwrite:
-            return None
-        raise InputError(f"{error} --overwrite") from None
+        if not overwrite:
+            raise InputError(f"{error} --overwrite") from None
+        problem = f"{folder / cohorts.FILE_NAME} is damaged"
+    if raw_dataset.knows_units(folder):
+        raise InputError(
+            f"{problem}, and it knew which images are of one patient or lesion: run `adpfl convert ... --overwrite` again first"
+        )
+    return None
+
+
+def _known_units(raw: RawCases, old: Cohort | None) -> tuple[dict[str, str], str]:
+    """Case -> unit, as far as is known, and what a unit is."""
+    if old is None:
+        return {case: case for case in raw.files}, "case"
+    unknown = sorted(set(raw.files) ^ set(old.cases))
+    if unknown:
+        raise InputError(f"cohort.json does not have the cases of the data set ({unknown[0]} ...): move it away, or convert again")
+    return {case: old.cases[case].unit for case in raw.files}, old.unit_kind
+
+
+def _named(cohort: Cohort, unit: str | None) -> Cohort:
+    """The cohort with its units called ``unit``: a user may know that every case is another patient, and nothing else."""
+    from dataclasses import replace
+
+    if unit in (None, cohort.unit_kind):
+        return cohort
+    if cohort.unit_kind != "case":
+        raise InputError(
+            f"--unit {unit}: the units of this cohort are {cohort.unit_kind}s; leave it out, or give a table with a column of patients"
+        )
+    return replace(cohort, unit_kind=unit)
 
 
 def _from_table(table: Path, raw: RawCases, old: Cohort | None, unit: str | None) -> Cohort:
-    from dataclasses import replace
-
-    from nnunet_adpfl.dataset_conversion.sites_table import cohort_from_rows, read_sites_table
+    from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, assigned
+    from nnunet_adpfl.dataset_conversion.sites_table import check_known, read_sites_table
 
     rows = read_sites_table(table)
-    if rows[0].patient is not None:
-        return cohort_from_rows(rows, raw.files, unit or "patient", table)
-    known = {} if old is None else {case: entry.unit for case, entry in old.cases.items()}
-    if old is not None and unit in (None, old.unit_kind) and set(known) >= {row.case for row in rows}:
-        return cohort_from_rows([replace(row, patient=known[row.case]) for row in rows], raw.files, old.unit_kind, table)
-    return cohort_from_rows(rows, raw.files, unit or "case", table)
+    check_known(rows, raw.files, table)
+    unit_of, kind = _known_units(raw, old)
+    return _named(assigned(unit_of, kind, rows, SitesChoice(), table), unit)
 
 
 def _simulated(number: int, skew: str, seed: int, raw: RawCases, old: Cohort | None, unit: str | None) -> Cohort:
@@ -157,13 +183,10 @@ def _simulated(number: int, skew: str, seed: int, raw: RawCases, old: Cohort | N
     from nnunet_adpfl.federation import partition
 
     parsed = partition.parse_skew(skew)
-    if old is not None and unit in (None, old.unit_kind) and set(old.cases) == set(raw.files):
-        unit_of, kind = {case: entry.unit for case, entry in old.cases.items()}, old.unit_kind
-    else:
-        unit_of, kind = {case: case for case in raw.files}, unit or "case"
+    unit_of, kind = _known_units(raw, old)
     foreground = _foreground(raw, unit_of) if parsed.needs_foreground else None
     site_of = partition.simulate_sites(sorted(set(unit_of.values())), number, parsed, seed, foreground)
-    return Cohort(kind, {case: CohortEntry(name, site_of[name]) for case, name in unit_of.items()})
+    return _named(Cohort(kind, {case: CohortEntry(name, site_of[name]) for case, name in unit_of.items()}), unit)
 
 
 def _foreground(raw: RawCases, unit_of: dict[str, str]) -> dict[str, float]:

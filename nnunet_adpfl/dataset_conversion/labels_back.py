@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from nnunet_adpfl import json_files
 from nnunet_adpfl.dataset_conversion import brats, case_pool, kits, nifti_case, photo_case
 from nnunet_adpfl.dataset_conversion.atomic_folder import replacing_folder
 from nnunet_adpfl.dataset_conversion.converters import CONVERTERS
@@ -55,12 +58,36 @@ def convert_back(data_set: str, predictions: Path, out: Path) -> int:
     cases = [SourceCase(path.name.removesuffix(conversion.ending), (path,), None) for path in files]
     if not cases:
         raise InputError(f"{predictions} holds no prediction (CASE{conversion.ending}): give the folder that nnUNetv2_predict wrote")
-    with replacing_folder(out.resolve()) as folder:
+    _check_labels_of_model(data_set, predictions)
+    with replacing_folder(out) as folder:
         broken = case_pool.run(lambda case: conversion(case, folder), cases, f"labels of {data_set}")
         if broken:
             shown = "; ".join(f"{name} ({why})" for name, why in list(broken.items())[:_SHOWN])
             raise InputError(f"{len(broken)} of {len(cases)} predictions cannot be converted, nothing was written: {shown}")
     return len(cases)
+
+
+def _check_labels_of_model(data_set: str, predictions: Path) -> None:
+    """InputError where the dataset.json that nnU-Net puts beside its predictions is of another data set: values would be mixed up."""
+    path = predictions / "dataset.json"
+    if not path.is_file() or data_set == "msd":
+        return
+    try:
+        found = json_files.load(path)["labels"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path} has no labels: predict again, or remove it") from None
+    expected = [label_names(data_set, plain) for plain in (False, True)]
+    if json.dumps(found, sort_keys=True) not in [json.dumps(labels, sort_keys=True) for labels in expected]:
+        raise InputError(f"{predictions} was predicted with other labels than those of {data_set} ({path}): give the right SET")
+
+
+def label_names(data_set: str, plain: bool) -> dict[str, Any]:
+    """nnU-Net's ``labels`` of a data set, as its converter writes them."""
+    if data_set in _PHOTOS:
+        return dict(photo_case.LABELS)
+    challenge: Any = {**brats.CHALLENGES, **kits.CHALLENGES}[data_set]
+    classes = challenge.classes if plain else challenge.regions
+    return {"background": 0, **{name: list(value) if isinstance(value, tuple) else value for name, value in classes.items()}}
 
 
 def _conversion(data_set: str) -> LabelsBack:

@@ -14,9 +14,10 @@ from nnunet_adpfl.errors import InputError
 
 ENDING = ".png"
 COMPRESSION = 3  # of 9; on photographs a third of the time of the usual 6, files a tenth larger
+LABELS = {"background": 0, "lesion": 1}
 DESCRIPTION = {
     "channel_names": {"0": "R", "1": "G", "2": "B"},
-    "labels": {"background": 0, "lesion": 1},
+    "labels": LABELS,
     "file_ending": ENDING,
 }  # the part of dataset.json that all sets of photographs share
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"

@@ -222,7 +222,7 @@ def _write_descriptions(source: SourceSet, folder: Path, signature: str, broken:
         atomic_files.write_json(folder / SPLITS_FILE, kept)
     images = len(list((folder / "imagesTr").iterdir()))
     record = {"format": FORMAT, "converter": source.converter, "signature": signature, "images": images, "labels": len(cases)}
-    atomic_files.write_json(folder / CONVERSION_FILE, {**record, "left_out": dict(broken)})
+    atomic_files.write_json(folder / CONVERSION_FILE, {**record, "left_out": dict(broken), "has_cohort": cohort is not None})
     return cohort
 
 
@@ -268,6 +268,11 @@ def _record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return {}
+
+
+def knows_units(folder: Path) -> bool:
+    """Whether the data set in ``folder`` was converted with units of its own, which cohort.json holds."""
+    return bool(_record(folder).get("has_cohort"))
 
 
 def _is_complete(folder: Path, record: Mapping[str, Any], has_cohort: bool) -> bool:

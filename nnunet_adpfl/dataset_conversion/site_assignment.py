@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,8 @@ def assigned(
     unused = len(row_of.keys() - {key(case) for case in unit_of})
     if unused:
         progress.note(f"{unused} rows of {Path(origin).name} are about cases that are not there")
+    if choice.drop_unassigned:
+        unit_of = _with_site(unit_of, unit_kind, {unit_of[case] for case in found})
     units, unit_kind = _with_patients(unit_of, unit_kind, found, origin)
     site_of = _sites_of_units(units, unit_kind, found, origin, majority)
     site_of.update(_unassigned(units, unit_kind, site_of, choice, origin))
@@ -117,7 +119,14 @@ def _with_patients(
     # A promise to patients needs the patient of every case; else it is the weaker one that holds for all.
     all_known = all(unit in patients for unit in unit_of.values())
     kind = next((row.kind for row in found.values()), unit_kind)
-    return units, kind if patients and all_known and (units != dict(unit_of) or kind == "lesion") else unit_kind
+    return units, kind if patients and all_known and unit_kind != "patient" else unit_kind
+
+
+def _with_site(unit_of: Mapping[str, str], unit_kind: str, units: Collection[str]) -> dict[str, str]:
+    without = sorted({unit for unit in unit_of.values() if unit not in units})
+    if without:
+        progress.note(f"{len(without)} {unit_kind}s without a site are left out ({_some(without)})")
+    return {case: unit for case, unit in unit_of.items() if unit in units}
 
 
 def _sites_of_units(
@@ -145,9 +154,6 @@ def _unassigned(
     cases = [case for case, unit in units.items() if unit not in site_of]
     without = {units[case] for case in cases}
     if not without:
-        return {}
-    if choice.drop_unassigned:
-        progress.note(f"{len(without)} {unit_kind}s without a site are left out ({_some(sorted(without))})")
         return {}
     if choice.unassigned_site is not None:
         progress.note(f"{len(without)} {unit_kind}s without a site go to {choice.unassigned_site} ({_some(sorted(without))})")

@@ -44,6 +44,26 @@ def table(folder: Path, header: str, rows: list[str]) -> Path:
     return path
 
 
+def test_rule_01_known_units_are_never_parted(raw: Path, adpfl: Command, tmp_path: Path) -> None:
+    cases, before = names(raw), (raw / "cohort.json").read_bytes()
+    parting = table(tmp_path, "case,site,patient", [f"{case},{'north' if case.endswith('0') else 'south'},{case}" for case in cases])
+    for arguments in (("--sites", parting), ("--simulate-sites", 2, "--unit", "case"), ("--simulate-sites", 2, "--unit", "lesion")):
+        code, _, err = adpfl("cohort", 801, *arguments, "--overwrite")
+        assert (code, err.count("\n")) == (2, 1), arguments
+        assert "two patients" in err or "the units of this cohort are patients" in err
+        assert (raw / "cohort.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{")])
+def test_rule_01_units_of_a_conversion_are_not_made_up_again(raw: Path, adpfl: Command, damage: Callable[[Path], object]) -> None:
+    record = {"format": 2, "signature": "x", "images": 1, "labels": 1, "left_out": {}, "has_cohort": True}
+    (raw / "conversion.json").write_text(json.dumps(record))
+    damage(raw / "cohort.json")
+    code, _, err = adpfl("cohort", 801, "--simulate-sites", 2, "--unit", "patient", "--overwrite")
+    assert code == 2
+    assert "which images are of one patient or lesion: run `adpfl convert ... --overwrite`" in err
+
+
 def names(raw: Path) -> list[str]:
     return list(cohorts.load(raw).cases)
 

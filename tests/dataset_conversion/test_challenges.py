@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -14,7 +16,16 @@ import pytest
 import tiny_challenges
 import tiny_sources
 from PIL import Image
-from tiny_challenges import CHALLENGES, NEW_CHANNELS, OLD_CHANNELS, SLICE_FIRST, write_brats, write_kits, write_rows
+from tiny_challenges import (
+    CHALLENGES,
+    NEW_CHANNELS,
+    OLD_CHANNELS,
+    SLICE_FIRST,
+    write_brats,
+    write_isic,
+    write_kits,
+    write_rows,
+)
 
 from nnunet_adpfl import folds
 from nnunet_adpfl.dataset_conversion import brats, converters, kits, labels_back
@@ -157,6 +168,91 @@ def test_rule_14_scans_of_one_patient_at_two_sites_go_to_one(raw: Path, tmp_path
     assert cohort is not None
     assert cohort.sites == ["B"]
     assert "1 patients have images from two sites" in capsys.readouterr().err
+
+
+def test_rule_01_one_patient_in_two_spellings_is_one_unit(raw: Path, tmp_path: Path) -> None:
+    source = write_brats(tmp_path / "b24", ["BraTS-GLI-00005-100", "brats-gli-00005-101"], NEW_CHANNELS, (2, 1, 3, 4))
+    cohort = converters.convert("brats2024", source, 55).cohort
+    assert cohort is not None
+    assert cohort.units() == ["BraTS-GLI-00005"]
+
+
+def test_held_out_cases_with_labels_do_not_train(raw: Path, tmp_path: Path) -> None:
+    source = write_brats(tmp_path / "b24" / "training_data1_v2", ["BraTS-GLI-00001-100"], NEW_CHANNELS, (2, 1, 3, 4))
+    write_brats(source.parent / "validation_data", ["BraTS-GLI-00002-100"], NEW_CHANNELS, (2, 1, 3, 4))
+    refusal = "BraTS-GLI-00002-100 lies in a validation or test folder and has a label"
+    tiny_sources.check_refused(raw, lambda: converters.convert("brats2024", source.parent, 55), refusal)
+
+
+def test_a_training_case_below_a_folder_called_test_stays_one(raw: Path, tmp_path: Path) -> None:
+    source = write_brats(tmp_path / "src" / "my test" / "TrainingData", ["BraTS2021_00001", "BraTS2021_00002"])
+    (source / "BraTS2021_00002" / "BraTS2021_00002_seg.nii.gz").unlink()
+    tiny_sources.check_refused(raw, lambda: converters.convert("brats2021", tmp_path / "src", 55), "label BraTS2021_00002 seg is missing")
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, scandir = write_kits(tmp_path / "data"), os.scandir
+
+    def forbidden(path: Any) -> Any:
+        if str(path).endswith("case_00003"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)  # root, who runs some tests, reads everything
+    tiny_sources.check_refused(raw, lambda: converters.convert("kits23", source, 55), "case_00003 cannot be read (Permission denied)")
+
+
+def test_labels_of_two_challenges_for_one_case_are_refused(raw: Path, tmp_path: Path) -> None:
+    write_kits(tmp_path / "both" / "kits19", [0, 1], values=(1, 2))
+    write_kits(tmp_path / "both" / "kits21", [0, 1], label="aggregated_MAJ_seg")
+    for case in ("case_00000", "case_00001"):
+        shutil.copyfile(tmp_path / "both/kits19" / case / "imaging.nii.gz", tmp_path / "both/kits21" / case / "imaging.nii.gz")
+    tiny_sources.check_refused(raw, lambda: converters.convert("kits23", tmp_path / "both", 55), "case_00000 has labels of two challenges")
+    write_kits(tmp_path / "copies" / "new", [0], values=(1, 2))
+    write_kits(tmp_path / "copies" / "old", [0], values=(1, 3, 2))
+    tiny_sources.check_refused(raw, lambda: converters.convert("kits23", tmp_path / "copies", 55), "case_00000 is there twice and differs")
+
+
+def test_isic_copies_with_short_folder_names(raw: Path, tmp_path: Path) -> None:
+    source = write_isic(tmp_path / "isic")
+    for long, short in (("Training", "train"), ("Validation", "val"), ("Test", "test")):
+        (source / f"ISIC2018_Task1-2_{long}_Input").rename(source / f"{short}_images")
+        (source / f"ISIC2018_Task1_{long}_GroundTruth").rename(source / f"{short}_masks")
+    tiny_sources.write_jpg(source / "ISIC2018_Task3_Training_Input" / "ISIC_0024306.jpg")
+    written = converters.convert("isic2018", source, 55)
+    assert written.cases == 12
+    assert written.cohort is not None
+    assert len(folds.load_splits(written.folder, written.cohort)[0]["val"]) == 2
+
+
+def test_rule_01_a_patient_on_both_sides_of_the_official_split_is_refused(raw: Path, tmp_path: Path) -> None:
+    source = write_isic(tmp_path / "isic")
+    names = [*(f"ISIC_{index:07d}" for index in range(10)), "ISIC_0012255", "ISIC_0012256"]
+    rows = [f"{name},x,{'p0' if name in (names[0], names[-1]) else name}" for name in names]
+    table = write_rows(tmp_path / "t.csv", "image,site,patient", rows)
+    refusal = "patient p0 is in both the official training and validation set"
+    tiny_sources.check_refused(raw, lambda: converters.convert("isic2018", source, 55, sites=table), refusal)
+
+
+def test_predictions_of_another_data_set_are_not_relabelled(tmp_path: Path, raw: Path) -> None:
+    _, written = converted("brats2024", tmp_path)
+    shutil.copyfile(written.folder / "dataset.json", written.folder / "labelsTr" / "dataset.json")
+    labels_back.convert_back("brats2024", written.folder / "labelsTr", tmp_path / "right")
+    refusal = "was predicted with other labels than those of brats2021"
+    tiny_sources.check_refused(
+        tmp_path, lambda: labels_back.convert_back("brats2021", written.folder / "labelsTr", tmp_path / "wrong"), refusal
+    )
+
+
+def test_a_linked_data_set_whose_source_moved_is_not_complete(raw: Path, tmp_path: Path) -> None:
+    source, written = converted("kits23", tmp_path, Options(linked=True))
+    moved = source.rename(source.with_name("moved"))
+    sites = tmp_path / "download" / "sites.csv"
+    linked = Options(linked=True)
+    tiny_sources.check_refused(raw, lambda: converters.convert("kits23", moved, 55, sites=sites, options=linked), "--overwrite")
+    again = converters.convert("kits23", moved, 55, sites=sites, options=linked, overwrite=True)
+    assert again.folder == written.folder
+    assert raw_cases.load(again.folder).files
 
 
 def test_validation_cases_without_labels_are_only_predicted(raw: Path, tmp_path: Path) -> None:

@@ -193,6 +193,16 @@ def test_a_table_may_know_the_patients(raw: Path, ham: Path, tmp_path: Path) -> 
     )
 
 
+def test_the_published_table_may_be_given_for_kaggles_copy(raw: Path, ham: Path, tmp_path: Path) -> None:
+    """It has nine lesions at two sites; here one."""
+    published = tmp_path / "HAM10000_metadata.tab"
+    published.write_text("\n".join([HEADER, ROWS[0], ROWS[1].replace("rosendahl", "vidir_modern"), *ROWS[2:]]))
+    tiny_sources.ham_metadata(ham, *WITHOUT_DATASET, header=HEADER.rsplit(",", 1)[0])
+    cohort = converters.convert("ham10000", ham, 120, sites=published).cohort
+    assert cohort is not None
+    assert (cohort.unit_kind, cohort.units("rosendahl")) == ("lesion", ["HAM_1", "HAM_2"])
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
 def test_masks_of_any_mode_while_black_and_white(raw: Path, ham: Path, mode: str) -> None:
     path = tiny_sources.ham_mask(ham, "ISIC_0000003")

@@ -237,6 +237,42 @@ def test_all_cases_that_lack_files_are_listed_before_anything_is_read(raw: Path,
     assert "3 of 4 cases are left out" in capsys.readouterr().err
 
 
+def test_a_data_set_that_lost_its_units_is_not_complete(raw: Path, ham: Path) -> None:
+    folder = converters.convert("ham10000", ham, 120).folder
+    (folder / "cohort.json").unlink()
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 120), "--overwrite")
+    converters.convert("ham10000", ham, 120, overwrite=True)
+    (folder / "labelsTr" / "ISIC_0000001.png").write_bytes(b"")
+    tiny_sources.check_refused(raw, lambda: converters.convert("ham10000", ham, 120), "--overwrite")
+
+
+@pytest.mark.parametrize("error", [MemoryError("too large"), OSError(errno.EIO, "Input/output error", "disk")])
+def test_trouble_of_the_machine_is_no_broken_case(raw: Path, msd: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    read_bytes = Path.read_bytes
+
+    def trouble(path: Path) -> bytes:
+        if path.name.endswith(".nii.gz"):
+            raise error
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", trouble)
+    with pytest.raises(type(error)):
+        converters.convert("msd", msd, 77, skip_broken=True)
+    assert list(raw.iterdir()) == []
+
+
+def test_a_file_that_changes_while_it_is_read(raw: Path, msd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = nifti_case.write_unchanged
+
+    def changing(volume: Any, target: Path, linked: bool) -> None:
+        write(volume, target, linked)
+        if volume.path.name == "brain_02.nii.gz":
+            os.utime(volume.path, ns=(1, 1))
+
+    monkeypatch.setattr(nifti_case, "write_unchanged", changing)
+    tiny_sources.check_refused(raw, lambda: converters.convert("msd", msd, 77), "brain_02 changed while they were read")
+
+
 def test_a_long_list_of_broken_cases_is_told_in_full(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = [f"brain_{number:02d}" for number in range(9)]
     source = tiny_sources.write_msd(tmp_path / "Task77_Brain", cases)

@@ -46,6 +46,30 @@ def test_rule_01_patients_may_join_units_and_never_part_them() -> None:
     assert known.cases["a2"].unit == "p", "the table names one image of a lesion: it names the lesion"
 
 
+def test_rule_01_patients_are_promised_only_where_all_are_known() -> None:
+    some = rows("a1,x,p", "a2,x,p", "b1,x,q")
+    cohort = assigned(UNITS, "lesion", some, SitesChoice(unassigned_site="rest"), "t.csv")
+    assert (cohort.unit_kind, cohort.units()) == ("lesion", ["c", "p", "q"])
+    assert assigned(UNITS, "lesion", some, SitesChoice(drop_unassigned=True), "t.csv").unit_kind == "patient"
+
+
+def test_a_table_about_other_cases_is_no_table() -> None:
+    with pytest.raises(InputError, match=r"names none of the cases \(they are a1, a2, b1, ...; it has z\)"):
+        assigned(UNITS, "patient", rows("z,x,"), SitesChoice(unassigned_site="rest"), "t.csv")
+    assert assigned(UNITS, "patient", rows("A1,x,", "B1,x,", "C1,x,"), SitesChoice(), "t.csv").sites == ["x"], "spelling aside"
+
+
+def test_a_pool_that_stays_too_small_is_refused() -> None:
+    with pytest.raises(InputError, match="have only 1 together"):
+        assigned(UNITS, "patient", rows("a1,x,", "b1,x,", "c1,y,"), SitesChoice(smallest_site=2), "t.csv")
+
+
+def test_choices_without_a_table() -> None:
+    for choice in (SitesChoice(drop_unassigned=True), SitesChoice(unassigned_site="x"), SitesChoice(smallest_site=2)):
+        with pytest.raises(InputError, match="need to know the sites: give --sites TABLE"):
+            at_one_site(UNITS, "patient", choice)
+
+
 def test_choices_that_contradict_each_other() -> None:
     with pytest.raises(InputError, match="--drop-unassigned or --unassigned-site, not both"):
         SitesChoice(drop_unassigned=True, unassigned_site="x")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, assigned
 from nnunet_adpfl.dataset_conversion.sites_table import SiteRow, cohort_from_rows, read_sites_table
 from nnunet_adpfl.errors import InputError
 
@@ -84,6 +85,29 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 def test_rows_must_fit_the_cases(rows: list[tuple[str, str, str | None]], message: str) -> None:
     with pytest.raises(InputError, match=message):
         cohort_from_rows([SiteRow(*row) for row in rows], ["a", "b"], "patient", "sites.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("case,site,patient\na,x,N/A\nb,x,p\n", "line 2: the patient is N/A"),
+        ("case,site\na,n/a\n", "line 2: the site is n/a"),
+        ("case,site,patient\na,x,P1\nb,x,p1\n", "has patients 'P1' and 'p1'"),
+        ("case,site,patient\na,x,007\nb,x,7\n", "has patients '007' and '7'"),
+    ],
+)
+def test_rule_01_ids_that_may_be_one_person_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "sites.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_sites_table(tmp_path / "sites.csv")
+
+
+def test_rule_01_lesions_are_not_called_patients(tmp_path: Path) -> None:
+    (tmp_path / "sites.csv").write_text("image,center,lesion_id,dataset\na,x,L1,D\nb,x,L1,D\n")
+    rows = read_sites_table(tmp_path / "sites.csv")
+    assert rows == [SiteRow("a", "x", "L1", "lesion"), SiteRow("b", "x", "L1", "lesion")]
+    cohort = assigned({"a": "a", "b": "b"}, "case", rows, SitesChoice(), "t.csv")
+    assert (cohort.unit_kind, cohort.units(), cohort.sites) == ("lesion", ["L1"], ["x"])
 
 
 def test_cases_without_patients_are_units_of_their_own() -> None:
