@@ -405,6 +405,7 @@ def test_predictions_that_cannot_go_back(tmp_path: Path, predictions: dict[str, 
     tiny_sources.check_refused(tmp_path, lambda: labels_back.convert_back("brats2021", folder, tmp_path / "out"), "is not empty")
 
 
+@pytest.mark.slow
 def test_real_tables_of_sites(tmp_path: Path, shared_data: Path) -> None:
     """The published tables against all cases that they are about (files are empty: they are not read here)."""
     folder = shared_data / "site_tables"

@@ -28,6 +28,8 @@ COLUMNS = (
 )  # fmt: skip
 FILES = [*CHANNELS, "seg"]
 
+pytestmark = pytest.mark.slow  # statistics over many volumes
+
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -27,6 +27,8 @@ SIZE = (24, 40, 40)
 CASES = 24
 KIDNEY, TUMOUR, CYST = 1, 2, 3
 
+pytestmark = pytest.mark.slow  # statistics over many volumes
+
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:

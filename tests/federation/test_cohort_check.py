@@ -113,6 +113,7 @@ def test_noise_is_that_of_the_accountant_and_falls_with_patients() -> None:
     assert levels[0].federation > levels[1].federation > levels[2].federation
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_ends_with_1_where_there_are_problems(
     raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
