@@ -39,11 +39,15 @@ QUICK = {"ham10000": (20, (225, 300)), "kits23": (5, (52, 128, 128)), "brats2024
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="Rows of other sets that the file has are kept.")
+    parser.add_argument("--sets", nargs="+", choices=list(FULL), default=list(FULL))
     arguments = parser.parse_args()
-    rows = []
+    kept = json.loads(arguments.json.read_text())["rows"] if arguments.json and arguments.json.exists() else []
+    rows = [row for row in kept if row["set"] not in arguments.sets]
     try:
         for name, (units, size) in (QUICK if arguments.quick else FULL).items():
+            if name not in arguments.sets:
+                continue
             of_set = _measured(name, units, size)
             for row in of_set:
                 print("{set:10s} {what:34s} {cases:4d} cases {seconds:8.2f} s {cases_per_second:9.2f} cases/s".format(**row), flush=True)
