@@ -1,0 +1,100 @@
+"""What one backward pass leaves of each unit: kept gradients, or the makings of them, and norms that bound both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from nnunet_adpfl.privacy.gradients import weight_gradients
+from nnunet_adpfl.privacy.gradients.cost import choose
+from nnunet_adpfl.privacy.gradients.weight_gradients import Product
+
+_ROUNDING = 2.0  # in machine epsilons: what a weighted gradient may be off, per magnitude (`squared_norms`)
+
+
+class Record:
+    """A `Recorder`: norms of units, and afterwards their weighted sum, tensor by tensor.
+
+    Kept gradients are what their norms were computed from. Other gradients are computed once more, all units together;
+    the norm gets the rounding of that computation added, so that it is never too small for what is summed.
+
+    Args:
+        units: number of units in the pass.
+        patches: K, of each unit.
+    """
+
+    def __init__(self, units: int, patches: int) -> None:
+        self.units = units
+        self.samples = units * patches
+        self._kept: dict[str, torch.Tensor] = {}
+        self._held: dict[str, Product] = {}
+        self._squares: list[torch.Tensor] = []
+        self._slacks: list[torch.Tensor] = []
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._kept) | set(self._held)
+
+    def keep(self, name: str, gradients: torch.Tensor) -> None:
+        kept = _wide(gradients)
+        self._kept[name] = kept
+        self._squares.append(_squares(kept))
+
+    def product(self, name: str, product: Product) -> None:
+        method = choose(product)
+        if method == "keep":
+            shape = product.weight.shape
+            self.keep(name, weight_gradients.per_unit(product).reshape(self.units, *shape))
+            return
+        held = replace(product, source=_wide(product.source), field=_wide(product.field))
+        if method == "ghost":
+            squares, magnitudes = weight_gradients.squared_norms(held)
+        else:
+            squares = _squares(weight_gradients.per_unit(held))
+            magnitudes = 2 * weight_gradients.coarse_magnitudes(held)  # both times of computing it
+        self._held[name] = held
+        self._squares.append(squares)
+        self._slacks.append(_ROUNDING * torch.finfo(held.field.dtype).eps * magnitudes)
+
+    def norms(self) -> list[float]:
+        """L2 norm of each unit's gradient over all tensors, rounding included; float64."""
+        norms = torch.stack(self._squares).sum(0).sqrt()
+        if self._slacks:
+            norms += torch.stack(self._slacks).square().sum(0).sqrt()
+        return [float(norm) for norm in norms]
+
+    def scale(self, factors: list[float]) -> bool:
+        """Multiply the fields of held products; False where a number leaves the range, and then the record is spoilt."""
+        finite = True
+        for name, held in self._held.items():
+            field = held.field * _per_sample(factors, held.field)
+            finite = finite and bool(torch.isfinite(field).all())
+            self._held[name] = replace(held, field=field)
+        return finite
+
+    def weighted(self, factors: list[float]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and weighted sum over units of each tensor, freeing what it was made of; `scale` comes first."""
+        while self._kept:
+            name, kept = self._kept.popitem()
+            row = torch.tensor(factors, dtype=kept.dtype, device=kept.device)
+            yield name, (row @ kept.flatten(1)).view(kept.shape[1:])
+        while self._held:
+            name, held = self._held.popitem()
+            yield name, weight_gradients.weighted(held).reshape(held.weight.shape)
+
+
+def _per_sample(factors: list[float], field: torch.Tensor) -> torch.Tensor:
+    """The unit's factor for each of its patches, shape (patches of all units, 1, ...)."""
+    column = torch.tensor(factors, dtype=field.dtype, device=field.device).repeat_interleave(len(field) // len(factors))
+    return column.view(-1, *[1] * (field.dim() - 1))
+
+
+def _squares(gradients: torch.Tensor) -> torch.Tensor:
+    """Squared norm of each row, added up in float64 so that neither overflow nor underflow shortens it."""
+    return torch.linalg.vector_norm(gradients.reshape(len(gradients), -1), dim=1, dtype=torch.float64).square()
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
