@@ -19,7 +19,7 @@ from nnunet_adpfl.errors import PrivacyRefusedError
 from nnunet_adpfl.privacy.clipping import ClipRule
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, UnitPatches
 from nnunet_adpfl.privacy.gradients.layers import UnsupportedError, find_layers, recording
-from nnunet_adpfl.privacy.gradients.loop import MAX_NORM, Loss, LoopEngine
+from nnunet_adpfl.privacy.gradients.loop import MAX_NORM, LoopEngine, Loss
 from nnunet_adpfl.privacy.gradients.record import Record
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class FusedEngine:
             return self._loop.clipped_sum(units, rule)
         result = ClippedSum({})
         self._network.train()
+        self._clear()  # a gradient that is found there later came by a way that is not recorded
         for chunk in _chunks(units, self._patches_at_once):
             try:
                 self._add(result, chunk, rule)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,8 +36,8 @@ class Recorder(Protocol):
     units: int
     samples: int
 
-    def keep(self, name: str, gradients: torch.Tensor) -> None:
-        """Gradient of each unit, shape (units, *parameter shape)."""
+    def keep(self, name: str, gradients: Sequence[torch.Tensor]) -> None:
+        """Gradient of each unit, in the parameter's shape."""
 
     def product(self, name: str, product: Product) -> None:
         """What a weight's gradient is made of."""
@@ -75,7 +75,7 @@ class Layer:
     def _record_bias(self, gradient: torch.Tensor, recorder: Recorder) -> None:
         """Sum over pixels and patches; ``gradient`` has shape (patches, channels, pixels)."""
         if "bias" in self.names:
-            recorder.keep(self.names["bias"], gradient.sum(2).unflatten(0, (recorder.units, -1)).sum(1))
+            recorder.keep(self.names["bias"], _summed(gradient.sum(2), recorder.units))
 
 
 class Convolution(Layer):
@@ -155,12 +155,17 @@ class InstanceNorm(Layer):
         )
         for own, gradients in zip(("weight", "bias"), found[1:], strict=True):
             if own in self.names:
-                recorder.keep(self.names[own], gradients.view(recorder.units, -1, data.shape[1]).sum(1))
+                recorder.keep(self.names[own], _summed(gradients.view(len(data), -1), recorder.units))
         return found[0].view(data.shape) if needs_input else None
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(1, tensor.shape[0] * tensor.shape[1], *tensor.shape[2:])
+
+
+def _summed(gradients: torch.Tensor, units: int) -> Sequence[torch.Tensor]:
+    """Over the patches of each unit: (units K, channels) -> one vector per unit."""
+    return gradients.view(units, -1, gradients.shape[1]).sum(1).unbind()
 
 
 _KINDS: dict[type[nn.Module], type[Layer]] = {
@@ -177,7 +182,8 @@ _KINDS: dict[type[nn.Module], type[Layer]] = {
 def find_layers(network: nn.Module, trained: Mapping[str, nn.Parameter]) -> list[Layer]:
     """All layers with trained parameters; UnsupportedError where one of them is not known here."""
     names = {id(parameter): name for name, parameter in trained.items()}
-    layers, owned = [], []
+    layers: list[Layer] = []
+    owned: list[str] = []
     for path, module in network.named_modules():  # each module once, however often it is registered
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UnsupportedError(f"{path} is batch normalisation, in which units meet")
@@ -231,7 +237,7 @@ def _recorded(layer: Layer, recorder: Recorder, seen: set[int]) -> Callable[[tor
         seen.add(id(layer))
         if layer.casts and torch.is_autocast_enabled(data.device.type):
             data = data.to(torch.get_autocast_dtype(data.device.type))
-        return _Recorded.apply(data, layer.module.weight, layer.module.bias, layer, recorder)  # type: ignore[no-any-return, no-untyped-call]
+        return _Recorded.apply(data, layer.module.weight, layer.module.bias, layer, recorder)
 
     return forward
 
@@ -247,7 +253,7 @@ class _Recorded(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
         found = ctx.layer.backward(gradient, ctx.saved_tensors, ctx.needs_input_grad[0], ctx.recorder)
         return found, None, None, None, None

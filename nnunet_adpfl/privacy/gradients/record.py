@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,26 +28,29 @@ class Record:
     def __init__(self, units: int, patches: int) -> None:
         self.units = units
         self.samples = units * patches
-        self._kept: dict[str, torch.Tensor] = {}
+        self._kept: dict[str, Sequence[torch.Tensor]] = {}
         self._held: dict[str, Product] = {}
         self._squares: list[torch.Tensor] = []
         self._slacks: list[torch.Tensor] = []
+        self._room = 0  # numbers that backward has freed so far, less those that are held here
 
     @property
     def names(self) -> set[str]:
         return set(self._kept) | set(self._held)
 
-    def keep(self, name: str, gradients: torch.Tensor) -> None:
-        kept = _wide(gradients)
+    def keep(self, name: str, gradients: Sequence[torch.Tensor]) -> None:
+        kept = [_wide(gradient) for gradient in gradients]
         self._kept[name] = kept
         self._squares.append(_squares(kept))
 
     def product(self, name: str, product: Product) -> None:
-        method = choose(product)
+        freed = product.source.numel() + product.field.numel()  # input of this layer, and its output in the norm after it
+        method = choose(product, self._room + freed)
         if method == "keep":
-            shape = product.weight.shape
-            self.keep(name, weight_gradients.per_unit(product).reshape(self.units, *shape))
+            self._room += freed - (product.units - 1) * product.weight.numel()
+            self.keep(name, [own.reshape(product.weight.shape) for own in weight_gradients.per_unit(product)])
             return
+        self._room -= product.field.numel()
         held = replace(product, source=_wide(product.source), field=_wide(product.field))
         if method == "ghost":
             squares, magnitudes = weight_gradients.squared_norms(held)
@@ -78,8 +81,10 @@ class Record:
         """Name and weighted sum over units of each tensor, freeing what it was made of; `scale` comes first."""
         while self._kept:
             name, kept = self._kept.popitem()
-            row = torch.tensor(factors, dtype=kept.dtype, device=kept.device)
-            yield name, (row @ kept.flatten(1)).view(kept.shape[1:])
+            total = kept[0] * factors[0]
+            for gradient, factor in zip(kept[1:], factors[1:], strict=True):
+                total.add_(gradient, alpha=factor)
+            yield name, total
         while self._held:
             name, held = self._held.popitem()
             yield name, weight_gradients.weighted(held).reshape(held.weight.shape)
@@ -91,9 +96,9 @@ def _per_sample(factors: list[float], field: torch.Tensor) -> torch.Tensor:
     return column.view(-1, *[1] * (field.dim() - 1))
 
 
-def _squares(gradients: torch.Tensor) -> torch.Tensor:
-    """Squared norm of each row, added up in float64 so that neither overflow nor underflow shortens it."""
-    return torch.linalg.vector_norm(gradients.reshape(len(gradients), -1), dim=1, dtype=torch.float64).square()
+def _squares(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Squared norms, added up in float64 so that neither overflow nor underflow shortens them."""
+    return torch.stack([torch.linalg.vector_norm(own, dtype=torch.float64).square() for own in gradients])
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ Shapes: source (units K, I, *pixels), field (units K, O, *pixels), the K patches
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,8 +54,8 @@ class Product:
     units: int
 
 
-def per_unit(product: Product) -> torch.Tensor:
-    """Gradient of each unit, shape (units, O, I, *kernel)."""
+def per_unit(product: Product) -> Iterator[torch.Tensor]:
+    """Gradient of one unit after the other, shape (O, I, *kernel)."""
     source, field, units = product.source, product.field, product.units
     if product.window.is_disjoint:
         columns = _by_unit(_columns(product), units)
@@ -62,11 +63,10 @@ def per_unit(product: Product) -> torch.Tensor:
         found = rows[:, 0] @ columns[:, 0].mT
         for patch in range(1, columns.shape[1]):
             found = torch.baddbmm(found, rows[:, patch], columns[:, patch].mT)
-        return found.unflatten(2, (-1, *product.window.kernel))
-    found = field.new_empty((units, *_shape(product)))
-    for unit, (own_source, own_field) in enumerate(zip(source.chunk(units), field.chunk(units), strict=True)):
-        found[unit] = _correlate(own_source, own_field, product)
-    return found
+        yield from found.view(units, *_shape(product))
+        return
+    for own_source, own_field in zip(source.chunk(units), field.chunk(units), strict=True):
+        yield _correlate(own_source, own_field, product)
 
 
 def weighted(product: Product) -> torch.Tensor:
@@ -74,7 +74,7 @@ def weighted(product: Product) -> torch.Tensor:
     if product.window.is_disjoint:
         rows = product.field.flatten(2).transpose(0, 1).flatten(1)
         columns = _columns(product).transpose(0, 1).flatten(1)
-        return (rows @ columns.T).unflatten(1, (-1, *product.window.kernel))
+        return (rows @ columns.T).view(_shape(product))
     return _correlate(product.source, product.field, product)
 
 
@@ -123,7 +123,7 @@ def _shape(product: Product) -> tuple[int, ...]:
 
 def _by_unit(tensor: torch.Tensor, units: int) -> torch.Tensor:
     """(units K, ...) -> (units, K, ...)."""
-    return tensor.unflatten(0, (units, -1))
+    return tensor.view(units, -1, *tensor.shape[1:])
 
 
 def _columns(product: Product) -> torch.Tensor:
