@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -52,11 +53,8 @@ class Record:
             return
         self._room -= product.field.numel()
         held = replace(product, source=_wide(product.source), field=_wide(product.field))
-        if method == "ghost":
-            squares, magnitudes = weight_gradients.squared_norms(held)
-        else:
-            squares = _squares(weight_gradients.per_unit(held))
-            magnitudes = 2 * weight_gradients.coarse_magnitudes(held)  # both times of computing it
+        with full_precision():
+            squares, magnitudes = weight_gradients.squared_norms(held) if method == "ghost" else _measured_twice(held)
         self._held[name] = held
         self._squares.append(squares)
         self._slacks.append(_ROUNDING * torch.finfo(held.field.dtype).eps * magnitudes)
@@ -87,7 +85,26 @@ class Record:
             yield name, total
         while self._held:
             name, held = self._held.popitem()
-            yield name, weight_gradients.weighted(held).reshape(held.weight.shape)
+            with full_precision():
+                total = weight_gradients.weighted(held).reshape(held.weight.shape)
+            yield name, total
+
+
+def _measured_twice(held: Product) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared norms and magnitudes by computing each gradient; its rounding counts, and that of the weighted one."""
+    return _squares(weight_gradients.per_unit(held)), 2 * weight_gradients.coarse_magnitudes(held)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32: norm and weighted gradient are computed apart, and only the rounding of float32 is allowed for."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _per_sample(factors: list[float], field: torch.Tensor) -> torch.Tensor:
