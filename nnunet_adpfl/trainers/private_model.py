@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 _NARROW = 16  # features of the first stage
+_MOST_PROBE_UNITS = 4  # random units on which engines are compared
 _PROBE_SEED = 0  # random patches that show which parameters get a gradient; no patient is involved
 
 
@@ -65,7 +66,7 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan) -> PrivateModel:
 
     trained = select_trained(network, plan.trainable, probe)
     batch_size = trainer.configuration_manager.batch_size  # planned by nnU-Net for the memory that there is
-    units = max(2, batch_size // plan.patches_per_unit)
+    units = min(max(2, batch_size // plan.patches_per_unit), _MOST_PROBE_UNITS)
 
     def draw(number: int) -> list[UnitPatches]:
         generator = torch.Generator().manual_seed(_PROBE_SEED + number)

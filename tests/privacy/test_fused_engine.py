@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import audited_model
 import pytest
 import torch
 from small_model import norm
@@ -14,7 +16,7 @@ from torch import nn
 
 from nnunet_adpfl.errors import PrivacyRefusedError
 from nnunet_adpfl.privacy.clipping import AutoClip, ClipRule, NoClip, NormClip
-from nnunet_adpfl.privacy.gradients import record, weight_gradients
+from nnunet_adpfl.privacy.gradients import choice, record, weight_gradients
 from nnunet_adpfl.privacy.gradients.fused import FusedEngine
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, UnitPatches
 from nnunet_adpfl.privacy.gradients.loop import LoopEngine
@@ -374,7 +376,8 @@ class Own(nn.Conv2d):
 UNKNOWN = {
     "used twice": Twice, "weight used around its layer": Around, "bare parameter": Bare, "tied weights": Tied, "patches mixed": Mixes,
     "subclass": lambda: Own(2, 2, 1), "groups": lambda: nn.Conv2d(2, 2, 1, groups=2), "group norm": lambda: nn.GroupNorm(1, 2),
-    "padding mode": lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "padding same": lambda: nn.Conv2d(2, 2, 3, padding="same"),
+    "padding mode": lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
+    "padding same": lambda: nn.Conv2d(2, 2, 3, padding="same"),
     "running statistics": lambda: nn.InstanceNorm2d(2, affine=True, track_running_stats=True),
     "batch norm": lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2, affine=False, track_running_stats=False)),
     "output padding": lambda: nn.ConvTranspose2d(2, 2, 3, 1, 1, 1, dilation=2),
@@ -440,3 +443,68 @@ def test_rule_06_half_precision_networks_are_clipped_and_added_in_single(way: st
     assert {value.dtype for value in found.total.values()} == {torch.float32}
     assert distance(found, loop.clipped_sum(group, NormClip(0.01))) < 0.05
     assert norm(fused.clipped_sum(group[:1], NormClip(0.01)).total) == pytest.approx(1, abs=1e-5)
+
+
+def test_rule_03_canaries_beside_fused_units_change_the_sum_by_at_most_one() -> None:
+    loop, trained = audited_model.make_engine()
+    fused = FusedEngine(loop._network, loop._loss, trained, patches_at_once=100)
+    for rule in (NormClip(1.0), NormClip(1e-3)):
+        _, changed = audited_model.changes(fused, trained, rule)
+        assert fused.unsupported is None
+        assert all(difference.norm <= 1 + 1e-5 for difference in changed.values())
+        assert all(abs(difference.count) == 0.5 for difference in changed.values())
+
+
+def choose(kind: Any, network: nn.Module, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    def draw(number: int) -> list[UnitPatches]:
+        return units(SHAPES[2], 3, dtype=dtype, seed=number)
+
+    trained = dict(network.named_parameters())
+    return choice.choose(kind, network, loss, trained, **{"autocast": False, "patches_at_once": 6, "draw": draw, **changes})
+
+
+def test_engine_of_the_plan() -> None:
+    network = net(dtype=torch.float32)
+    assert isinstance(choose("loop", network), LoopEngine)
+    assert isinstance(choose("fused", network), FusedEngine)
+    assert isinstance(choose("auto", network), (LoopEngine, FusedEngine))
+
+
+@pytest.mark.parametrize("kind", ["fused", "auto"])
+def test_engine_for_an_unknown_network_is_the_loop(kind: str) -> None:
+    assert isinstance(choose(kind, nn.Sequential(Own(1, 2, 3), nn.Conv2d(2, 2, 1))), LoopEngine)
+
+
+def halved(product: Any) -> Any:
+    squares, magnitudes = weight_gradients_squared_norms(product)
+    return squares / 4, magnitudes
+
+
+weight_gradients_squared_norms = weight_gradients.squared_norms
+
+
+@pytest.mark.parametrize("fault", ["norm", "sum", "nan"])
+def test_rule_03_a_fused_engine_that_differs_is_never_used(fault: str, ghost: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, original = net(dtype=torch.float32), weight_gradients.weighted
+    if fault == "norm":
+        monkeypatch.setattr(weight_gradients, "squared_norms", halved)
+    else:
+        factor = 1.001 if fault == "sum" else math.nan
+        monkeypatch.setattr(weight_gradients, "weighted", lambda product: original(product) * factor)
+    with pytest.raises(PrivacyRefusedError, match="engine: loop"):
+        choose("fused", network)
+    assert isinstance(choose("auto", network), LoopEngine)
+
+
+def test_auto_takes_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = net(dtype=torch.float32)
+    for slow, expected in ((FusedEngine, LoopEngine), (LoopEngine, FusedEngine)):
+        original = slow.clipped_sum
+
+        def dawdle(self: Any, group: Any, rule: Any, original: Any = original) -> ClippedSum:
+            time.sleep(0.05)
+            return original(self, group, rule)  # type: ignore[no-any-return]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(slow, "clipped_sum", dawdle)
+            assert type(choose("auto", network)) is expected
