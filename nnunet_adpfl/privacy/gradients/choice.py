@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -63,36 +64,52 @@ def choose(
     return fused if kind == "fused" else _faster(fused, loop, draw(0))
 
 
-def disagreement(fused: GradientEngine, loop: GradientEngine, draw: Draw) -> float:
-    """Relative difference of gradients, and of sums in which every unit is clipped; the smallest of a few draws.
-
-    A norm that is wrong by some factor makes the clipped sum wrong by it.
-    """
-    smallest = float("inf")
+def disagreement(fused: FusedEngine, loop: LoopEngine, draw: Draw) -> float:
+    """The largest relative difference of gradients, clipped sums and norms of single tensors; the smallest of a few draws."""
+    smallest = math.inf
     for number in range(_DRAWS):
         units = draw(number)
         with full_precision():
-            clip = min(_norm(loop.clipped_sum([unit], NoClip()).total) for unit in units) / 2
-            if not 0 < clip < float("inf"):
+            found = [_difference(fused, loop, units, NoClip())]
+            if fused.unsupported is not None:
+                return math.inf
+            own = [loop.clipped_sum([unit], NoClip()).total for unit in units]
+            clip = min(map(_norm, own)) / 2  # all units are clipped: a norm that is wrong by some factor changes the sum by it
+            if not 0 < clip < math.inf:
                 continue
-            found = [_difference(fused, loop, units, rule) for rule in (NoClip(), NormClip(clip))]
+            found += [_difference(fused, loop, units, NormClip(clip)), _norm_difference(fused, units, own)]
         smallest = min(smallest, max(found))
         if smallest <= TOLERANCE:
             break
     return smallest
 
 
+def _norm_difference(fused: FusedEngine, units: list[UnitPatches], own: list[dict[str, torch.Tensor]]) -> float:
+    """Of each unit and tensor: a tensor that has little of the gradient now may have all of it later.
+
+    Relative to the norm of the tensor's gradient, or to a hundredth of the whole gradient's where that is more.
+    """
+    norms, worst = fused.tensor_norms(units), 0.0
+    for index, gradient in enumerate(own):
+        least = _norm(gradient) / 100
+        for name, part in gradient.items():
+            expected = _norm({name: part})
+            error = abs(norms[name][index] - expected) / max(expected, least)
+            worst = max(worst, error if error >= 0 else math.inf)
+    return worst
+
+
 def _difference(fused: GradientEngine, loop: GradientEngine, units: list[UnitPatches], rule: NoClip | NormClip) -> float:
     found, expected = fused.clipped_sum(units, rule), loop.clipped_sum(units, rule)
     if list(found.total) != list(expected.total) or found.non_finite != expected.non_finite:
-        return float("inf")
+        return math.inf
     gap = {name: part.double() - expected.total[name].double() for name, part in found.total.items()}
     error = _norm(gap) / _norm(expected.total)
-    return error if error >= 0 else float("inf")  # NaN is a disagreement
+    return error if error >= 0 else math.inf  # NaN is a disagreement
 
 
 def _faster(fused: GradientEngine, loop: GradientEngine, units: list[UnitPatches]) -> GradientEngine:
-    seconds = {"fused": float("inf"), "loop": float("inf")}
+    seconds = {"fused": math.inf, "loop": math.inf}
     for _ in range(2):
         for name, engine in (("fused", fused), ("loop", loop)):
             began = time.perf_counter()

@@ -79,6 +79,19 @@ class FusedEngine:
         result.total = {name: result.total[name] for name in self._trained}
         return result
 
+    def tensor_norms(self, units: list[UnitPatches]) -> dict[str, list[float]]:
+        """Name -> norm of each unit's gradient in that tensor alone, in which a check of sums sees little."""
+        found: dict[str, list[float]] = {name: [] for name in self._trained}
+        self._network.train()
+        self._clear()
+        for chunk in _chunks(units, self._patches_at_once):
+            try:
+                for name, norms in self._measure(chunk)[0].tensor_norms().items():
+                    found[name] += norms
+            finally:
+                self._clear()
+        return found
+
     def _fall_back(self, reason: UnsupportedError) -> None:
         self.unsupported = str(reason)
         log.warning("fused engine: %s; the loop engine is used instead", reason)

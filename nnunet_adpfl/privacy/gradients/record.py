@@ -12,7 +12,7 @@ from nnunet_adpfl.privacy.gradients import weight_gradients
 from nnunet_adpfl.privacy.gradients.cost import choose
 from nnunet_adpfl.privacy.gradients.weight_gradients import Product
 
-_ROUNDING = 2.0  # in machine epsilons: what a weighted gradient may be off, per magnitude (`squared_norms`)
+_ROUNDING = 2.0  # in machine epsilons: what a weighted gradient may be off, relative to its `magnitudes`
 
 
 class Record:
@@ -31,7 +31,7 @@ class Record:
         self.samples = units * patches
         self._kept: dict[str, Sequence[torch.Tensor]] = {}
         self._held: dict[str, Product] = {}
-        self._squares: list[torch.Tensor] = []
+        self._squares: dict[str, torch.Tensor] = {}  # squared norms of each tensor's gradients, shape (units,)
         self._slacks: list[torch.Tensor] = []
         self._room = 0  # numbers that backward has freed so far, less those that are held here
 
@@ -42,7 +42,7 @@ class Record:
     def keep(self, name: str, gradients: Sequence[torch.Tensor]) -> None:
         kept = [_wide(gradient) for gradient in gradients]
         self._kept[name] = kept
-        self._squares.append(_squares(kept))
+        self._squares[name] = _squares(kept)
 
     def product(self, name: str, product: Product) -> None:
         freed = product.source.numel() + product.field.numel()  # input of this layer, and its output in the norm after it
@@ -54,17 +54,23 @@ class Record:
         self._room -= product.field.numel()
         held = replace(product, source=_wide(product.source), field=_wide(product.field))
         with full_precision():
-            squares, magnitudes = weight_gradients.squared_norms(held) if method == "ghost" else _measured_twice(held)
+            squares = weight_gradients.squared_norms(held) if method == "ghost" else _squares(weight_gradients.per_unit(held))
         self._held[name] = held
-        self._squares.append(squares)
-        self._slacks.append(_ROUNDING * torch.finfo(held.field.dtype).eps * magnitudes)
+        self._squares[name] = squares
+        roundings = 1 if method == "ghost" else 2  # of the weighted gradient, and of those that the norm came from
+        epsilon = torch.finfo(held.field.dtype).eps
+        self._slacks.append(roundings * _ROUNDING * epsilon * weight_gradients.magnitudes(held))
 
     def norms(self) -> list[float]:
         """L2 norm of each unit's gradient over all tensors, rounding included; float64."""
-        norms = torch.stack(self._squares).sum(0).sqrt()
+        norms = torch.stack(list(self._squares.values())).sum(0).sqrt()
         if self._slacks:
             norms += torch.stack(self._slacks).square().sum(0).sqrt()
         return [float(norm) for norm in norms]
+
+    def tensor_norms(self) -> dict[str, list[float]]:
+        """Name -> L2 norm of each unit's gradient in that tensor, without rounding; for checks."""
+        return {name: squares.sqrt().tolist() for name, squares in self._squares.items()}
 
     def scale(self, factors: list[float]) -> bool:
         """Multiply the fields of held products; False where a number leaves the range, and then the record is spoilt."""
@@ -88,11 +94,6 @@ class Record:
             with full_precision():
                 total = weight_gradients.weighted(held).reshape(held.weight.shape)
             yield name, total
-
-
-def _measured_twice(held: Product) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared norms and magnitudes by computing each gradient; its rounding counts, and that of the weighted one."""
-    return _squares(weight_gradients.per_unit(held)), 2 * weight_gradients.coarse_magnitudes(held)
 
 
 @contextlib.contextmanager

@@ -78,34 +78,34 @@ def weighted(product: Product) -> torch.Tensor:
     return _correlate(product.source, product.field, product)
 
 
-def squared_norms(product: Product) -> tuple[torch.Tensor, torch.Tensor]:
+def squared_norms(product: Product) -> torch.Tensor:
     """Squared norm of each unit's gradient from Gram matrices of its pixels, over all its patches; float64.
 
     ``|W|^2 = sum over p, q of (F_p . F_q) (sum over d of S_{sp+ld} . S_{sq+ld})``: cross terms of patches included.
 
-    Returns:
-        squares, shape (units,): exact to float64 rounding of the sum of absolute terms.
-        magnitudes, shape (units,): ``sum over p of |F_p| |S around p|``, which bounds the norm of ``|F| |S|^T``, and so
-            what rounding can add to a gradient that is computed in lower precision.
+    Shape (units,); exact to float64 rounding of the sum of absolute terms.
     """
     fields = _gram(product.field.flatten(2), product.units)
     if product.window.is_disjoint:
         sources = _gram(_columns(product), product.units)
     else:
         sources = _windowed_gram(product).reshape(fields.shape)
-    squares = (fields * sources).sum((1, 2)).clamp(min=0)
-    diagonals = fields.diagonal(dim1=1, dim2=2) * sources.diagonal(dim1=1, dim2=2)
-    return squares, diagonals.clamp(min=0).sqrt().sum(1)
+    return (fields * sources).sum((1, 2)).clamp(min=0)
 
 
-def coarse_magnitudes(product: Product) -> torch.Tensor:
-    """Upper bound of the magnitudes of `squared_norms` from norms alone (Cauchy-Schwarz), shape (units,), float64."""
-    overlap = 1 if product.window.is_disjoint else math.prod(product.window.kernel)
-    both = [
-        torch.linalg.vector_norm(tensor.reshape(product.units, -1), dim=1, dtype=torch.float64)
-        for tensor in (product.source, product.field)
-    ]
-    return both[0] * both[1] * math.sqrt(overlap)
+def magnitudes(product: Product) -> torch.Tensor:
+    """``sum over p of |F_p| |S around p|`` of each unit, shape (units,), float64.
+
+    It bounds the norm of ``|F| |S|^T``, and so what rounding can add to a gradient of lower precision.
+    """
+    window = product.window
+    squares = product.source.double().square().sum(1, keepdim=True)
+    ones = torch.ones((1, 1, *window.kernel), dtype=squares.dtype, device=squares.device)
+    around = torch.convolution(
+        squares, ones, None, window.stride, window.padding, window.dilation, False, [0] * len(window.kernel), 1
+    )
+    fields = product.field.double().square().sum(1, keepdim=True)
+    return (around * fields).sqrt().view(product.units, -1).sum(1)
 
 
 def _correlate(source: torch.Tensor, field: torch.Tensor, product: Product) -> torch.Tensor:
