@@ -29,13 +29,14 @@ from networks import NetworkSize, planned_trainer
 
 from nnunet_adpfl.nnunet_compat import training as stock
 from nnunet_adpfl.privacy.clipping import NormClip
-from nnunet_adpfl.privacy.gradients.interface import UnitPatches
+from nnunet_adpfl.privacy.gradients.fused import FusedEngine
+from nnunet_adpfl.privacy.gradients.interface import GradientEngine, UnitPatches
 from nnunet_adpfl.privacy.gradients.loop import LoopEngine
 from nnunet_adpfl.privacy.noise import add_gaussian_
 from nnunet_adpfl.privacy.plan import Trainable
 from nnunet_adpfl.trainers.parameters import select_trained
 
-METHODS = ("plain", "loop")
+METHODS = ("plain", "loop", "fused")
 CPU_SIZES = {
     "quick": (
         NetworkSize("plain", (96, 96), 32, 5, 512, channels=3),
@@ -73,7 +74,11 @@ class Bench:
         ]
         one = self.units[0]
         self.trained = select_trained(self.network, Trainable(), lambda: self.loss(self.network(one.data), one.target))
-        self.engine = LoopEngine(self.network, self.loss, self.trained, autocast=device.type == "cuda")
+        autocast, patches = device.type == "cuda", patches_per_unit * len(self.units)
+        self.engines: dict[str, GradientEngine] = {
+            "loop": LoopEngine(self.network, self.loss, self.trained, autocast=autocast),
+            "fused": FusedEngine(self.network, self.loss, self.trained, patches_at_once=patches, autocast=autocast),
+        }
         self.optimizer = torch.optim.SGD(self.trained.values(), lr=LEARNING_RATE, momentum=0.99, nesterov=True)
         self.noise = np.random.default_rng(0)
         data = torch.cat([unit.data for unit in self.units])
@@ -81,7 +86,10 @@ class Bench:
         self.batch = data, targets
 
     def step(self, method: str) -> None:
-        {"plain": self._plain, "loop": self._loop}[method]()
+        if method == "plain":
+            self._plain()
+        else:
+            self._private(self.engines[method])
 
     def _plain(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -91,21 +99,21 @@ class Bench:
         torch.nn.utils.clip_grad_norm_(list(self.trained.values()), 12)
         self.optimizer.step()
 
-    def _loop(self) -> None:
-        summed = self.engine.clipped_sum(self.units, NormClip(CLIP_NORM))
+    def _private(self, engine: GradientEngine) -> None:
+        summed = engine.clipped_sum(self.units, NormClip(CLIP_NORM))
         for name, tensor in summed.total.items():
             add_gaussian_(tensor, NOISE, self.noise)
             self.trained[name].grad = tensor.div_(len(self.units))
         self.optimizer.step()
 
-    def error(self) -> float:
-        """Largest deviation of the loop's unclipped mean from the gradient of the whole batch, relative to its norm."""
-        loop = self.engine.clipped_sum(self.units, NormClip(1e9)).total
+    def error(self, method: str) -> float:
+        """Largest deviation of an engine's unclipped mean from the gradient of the whole batch, relative to its norm."""
+        summed = self.engines[method].clipped_sum(self.units, NormClip(1e9)).total
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.loss(self.network(self.batch[0]), self.batch[1]))
         plain = {name: parameter.grad for name, parameter in self.trained.items()}
         norm = torch.sqrt(sum((g.double() ** 2).sum() for g in plain.values()))  # type: ignore[union-attr]
-        worst = max(float((loop[name] * 1e9 / len(self.units) - plain[name]).abs().max()) for name in loop)
+        worst = max(float((summed[name] * 1e9 / len(self.units) - plain[name]).abs().max()) for name in summed)
         return worst / float(norm)
 
 
@@ -171,7 +179,8 @@ def measure(size: NetworkSize, patches_per_unit: int, device: torch.device, repe
     """One row per method."""
     bench = Bench(size, patches_per_unit, device)
     seconds = timed(bench, repeats)
-    error = bench.error() if device.type == "cpu" else None
+    engines = [method for method in METHODS if method != "plain"]
+    error = {method: bench.error(method) if device.type == "cpu" else None for method in engines}
     parameters = sum(parameter.numel() for parameter in bench.trained.values())
     del bench
     memory = {method: peak_memory(size, patches_per_unit, device, method) for method in METHODS}
@@ -183,7 +192,7 @@ def measure(size: NetworkSize, patches_per_unit: int, device: torch.device, repe
             "patches_per_patient": patches_per_unit,
             "time_ratio": round(seconds[method] / seconds["plain"], 3),
             "memory_ratio": round(memory[method] / memory["plain"], 3),
-            "max_rel_error": error if method != "plain" else 0.0,
+            "max_rel_error": error.get(method, 0.0),
             "seconds": round(seconds[method], 4),
             "memory_mib": round(memory[method], 1),
             "patch_size": list(size.patch),

@@ -143,7 +143,7 @@ class PrivacyPlan(_Section):
     trainable: Trainable = Trainable()
     initial_weights: InitialWeights = InitialWeights()
     rounds: Rounds = Rounds()
-    engine: Literal["auto", "loop"] = "auto"
+    engine: Literal["auto", "loop", "fused"] = "loop"
     noise_source: Literal["os_seeded", "secure"] = "os_seeded"
     noise_terms: Literal[1, 4] = 1  # Gaussians that are added up for each number of noise
     validation: Literal["private", "public"] = "private"

@@ -12,8 +12,9 @@ from torch import nn
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.nnunet_compat import training as stock
-from nnunet_adpfl.privacy.gradients.interface import GradientEngine
-from nnunet_adpfl.privacy.gradients.loop import LoopEngine, Loss
+from nnunet_adpfl.privacy.gradients import choice
+from nnunet_adpfl.privacy.gradients.interface import GradientEngine, UnitPatches
+from nnunet_adpfl.privacy.gradients.loop import Loss
 from nnunet_adpfl.privacy.plan import InitialWeights, PrivacyPlan
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers.parameters import select_trained, weights_digest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 _NARROW = 16  # features of the first stage
+_MOST_PROBE_UNITS = 4  # random units on which engines are compared
 _PROBE_SEED = 0  # random patches that show which parameters get a gradient; no patient is involved
 
 
@@ -63,7 +65,17 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan) -> PrivateModel:
         return value
 
     trained = select_trained(network, plan.trainable, probe)
-    engine = LoopEngine(network, loss, trained, autocast=trainer.device.type == "cuda")
+    batch_size = trainer.configuration_manager.batch_size  # planned by nnU-Net for the memory that there is
+    units = min(max(2, batch_size // plan.patches_per_unit), _MOST_PROBE_UNITS)
+
+    def draw(number: int) -> list[UnitPatches]:
+        generator = torch.Generator().manual_seed(_PROBE_SEED + number)
+        return [UnitPatches(*stock.random_batch(trainer, plan.patches_per_unit, generator)) for _ in range(units)]
+
+    engine = choice.choose(
+        plan.engine, network, loss, trained,
+        autocast=trainer.device.type == "cuda", patches_at_once=batch_size, draw=draw,
+    )  # fmt: skip
     return PrivateModel(network, loss, trained, engine, weights_digest(network))
 
 

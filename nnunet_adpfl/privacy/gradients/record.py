@@ -1,0 +1,123 @@
+"""What one backward pass leaves of each unit: kept gradients, or the makings of them, and norms that bound both."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from nnunet_adpfl.privacy.gradients import weight_gradients
+from nnunet_adpfl.privacy.gradients.cost import choose
+from nnunet_adpfl.privacy.gradients.weight_gradients import Product
+
+_ROUNDING = 2.0  # in machine epsilons: what a weighted gradient may be off, relative to its `magnitudes`
+
+
+class Record:
+    """A `Recorder`: norms of units, and afterwards their weighted sum, tensor by tensor.
+
+    Kept gradients are what their norms were computed from. Other gradients are computed once more, all units together;
+    the norm gets the rounding of that computation added, so that it is never too small for what is summed.
+
+    Args:
+        units: number of units in the pass.
+        patches: K, of each unit.
+    """
+
+    def __init__(self, units: int, patches: int) -> None:
+        self.units = units
+        self.samples = units * patches
+        self._kept: dict[str, Sequence[torch.Tensor]] = {}
+        self._held: dict[str, Product] = {}
+        self._squares: dict[str, torch.Tensor] = {}  # squared norms of each tensor's gradients, shape (units,)
+        self._slacks: list[torch.Tensor] = []
+        self._room = 0  # numbers that backward has freed so far, less those that are held here
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._kept) | set(self._held)
+
+    def keep(self, name: str, gradients: Sequence[torch.Tensor]) -> None:
+        kept = [_wide(gradient) for gradient in gradients]
+        self._kept[name] = kept
+        self._squares[name] = _squares(kept)
+
+    def product(self, name: str, product: Product) -> None:
+        freed = product.source.numel() + product.field.numel()  # input of this layer, and its output in the norm after it
+        method = choose(product, self._room + freed)
+        if method == "keep":
+            self._room += freed - (product.units - 1) * product.weight.numel()
+            self.keep(name, [own.reshape(product.weight.shape) for own in weight_gradients.per_unit(product)])
+            return
+        self._room -= product.field.numel()
+        held = replace(product, source=_wide(product.source), field=_wide(product.field))
+        with full_precision():
+            squares = weight_gradients.squared_norms(held) if method == "ghost" else _squares(weight_gradients.per_unit(held))
+        self._held[name] = held
+        self._squares[name] = squares
+        roundings = 1 if method == "ghost" else 2  # of the weighted gradient, and of those that the norm came from
+        epsilon = torch.finfo(held.field.dtype).eps
+        self._slacks.append(roundings * _ROUNDING * epsilon * weight_gradients.magnitudes(held))
+
+    def norms(self) -> list[float]:
+        """L2 norm of each unit's gradient over all tensors, rounding included; float64."""
+        norms = torch.stack(list(self._squares.values())).sum(0).sqrt()
+        if self._slacks:
+            norms += torch.stack(self._slacks).square().sum(0).sqrt()
+        return [float(norm) for norm in norms]
+
+    def tensor_norms(self) -> dict[str, list[float]]:
+        """Name -> L2 norm of each unit's gradient in that tensor, without rounding; for checks."""
+        return {name: squares.sqrt().tolist() for name, squares in self._squares.items()}
+
+    def scale(self, factors: list[float]) -> bool:
+        """Multiply the fields of held products; False where a number leaves the range, and then the record is spoilt."""
+        finite = True
+        for name, held in self._held.items():
+            field = held.field * _per_sample(factors, held.field)
+            finite = finite and bool(torch.isfinite(field).all())
+            self._held[name] = replace(held, field=field)
+        return finite
+
+    def weighted(self, factors: list[float]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and weighted sum over units of each tensor, freeing what it was made of; `scale` comes first."""
+        while self._kept:
+            name, kept = self._kept.popitem()
+            total = kept[0] * factors[0]
+            for gradient, factor in zip(kept[1:], factors[1:], strict=True):
+                total.add_(gradient, alpha=factor)
+            yield name, total
+        while self._held:
+            name, held = self._held.popitem()
+            with full_precision():
+                total = weight_gradients.weighted(held).reshape(held.weight.shape)
+            yield name, total
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32: norm and weighted gradient are computed apart, and only the rounding of float32 is allowed for."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def _per_sample(factors: list[float], field: torch.Tensor) -> torch.Tensor:
+    """The unit's factor for each of its patches, shape (patches of all units, 1, ...)."""
+    column = torch.tensor(factors, dtype=field.dtype, device=field.device).repeat_interleave(len(field) // len(factors))
+    return column.view(-1, *[1] * (field.dim() - 1))
+
+
+def _squares(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Squared norms, added up in float64 so that neither overflow nor underflow shortens them."""
+    return torch.stack([torch.linalg.vector_norm(own, dtype=torch.float64).square() for own in gradients])
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
