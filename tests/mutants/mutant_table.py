@@ -32,6 +32,8 @@ MODES = "trainers/test_rule_12_file_modes.py"
 TAMPERED = "privacy/test_rule_11_tampered_ledgers.py"
 TOTALS = "trainers/test_rule_11_patient_totals.py"
 AGGREGATION = "federation/test_aggregation.py"
+FUSED = "privacy/test_fused_engine.py"
+FUSED_NETWORKS = "trainers/test_fused_networks.py"
 CHALLENGES = "dataset_conversion/test_challenges.py"
 ASSIGNMENT = "dataset_conversion/test_site_assignment.py"
 COHORT_CHECK = "federation/test_cohort_check.py"
@@ -1046,6 +1048,31 @@ MUTANTS = (
     Mutant("the filter takes a spoilt divergence for zero", 10, "privacy/accounting.py",
         {'return found if math.isfinite(found) and found > 0 else math.inf': 'return max(0.0, found)'},
         (f"{FILTER}::test_rule_10_a_divergence_that_rounding_spoils_is_infinite",)),
+    # The fused engine
+    Mutant('fused: a layer is left out of the norm', 3, "privacy/gradients/record.py",
+        {'torch.stack(list(self._squares.values())).sum(0).sqrt()': 'torch.stack(list(self._squares.values())[1:]).sum(0).sqrt()'},
+        (f"{FUSED}::test_rule_03_network_agrees_with_the_loop",)),
+    Mutant('fused: ghost norms without the cross terms of pixels', 3, "privacy/gradients/weight_gradients.py",
+        {'return (fields * sources).sum((1, 2)).clamp(min=0)': 'return (fields * sources).diagonal(dim1=1, dim2=2).sum(1)'},
+        (f"{FUSED}::test_rule_03_ghost_norms_in_double_precision",)),
+    Mutant('fused: a kernel offset is left out of the ghost norm', 3, "privacy/gradients/weight_gradients.py",
+        {'for part in shifted[1:]:': 'for part in shifted[2:]:'},
+        (f"{FUSED}::test_rule_03_ghost_norms_in_double_precision",)),
+    Mutant('fused: NaN passes as a norm', 5, "privacy/gradients/fused.py",
+        {'if not norm < MAX_NORM}': 'if norm > MAX_NORM}'},
+        (f"{FUSED}::test_rule_05_gradients_that_are_not_finite_though_the_loss_is",)),
+    Mutant('fused: a loss that reaches parameters past the network is not set apart', 3, "privacy/gradients/fused.py",
+        {'or self._reaches_parameters():': 'or False:'},
+        (f"{FUSED}::test_loss_that_reaches_parameters_past_the_network",)),
+    Mutant('fused: a layer used twice counts once', 3, "privacy/gradients/layers.py",
+        {'if id(layer) in seen:': 'if False:'},
+        (f"{FUSED}::test_what_is_unknown_is_left_to_the_loop_with_one_line",)),
+    Mutant("fused: another result than the loop's is accepted at the start", 3, "privacy/gradients/choice.py",
+        {'if not error <= TOLERANCE:': 'if error > 1e9:'},
+        (f"{FUSED}::test_rule_03_a_fused_engine_that_differs_is_never_used",)),
+    Mutant('fused: used in half precision untried', 6, "privacy/gradients/choice.py",
+        {'    if autocast:\n        raise': '    if False:\n        raise'},
+        (f"{FUSED}::test_rule_06_the_fused_engine_is_not_used_in_half_precision",)),
     # Rule 16: initial weights
     Mutant(
         "undeclared initial weights are accepted", 16, "trainers/nnUNetTrainerADP.py",

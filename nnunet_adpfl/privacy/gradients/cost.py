@@ -5,7 +5,7 @@
 - ``twice``: each unit's gradient is computed for its norm and dropped; one weighted gradient follows.
 
 Costs are what a way takes beyond a plain weight gradient, for one unit, in multiplications of a float32 matrix product.
-The constants were measured on a CPU; they decide about time only, never about the result.
+The constants are rough estimates for a CPU; they decide about time only, never about the result.
 """
 
 from __future__ import annotations
