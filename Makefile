@@ -22,7 +22,7 @@ test: setup  ## all tests: < 15 minutes on two cores
 test-all: test  ## and a thousand damaged files for every reader: half an hour more
 	ADPFL_FUZZ=1000 $(BIN)/python -m pytest tests/fuzz
 
-unit: setup  ## the quick ones, on two cores: < 90 s
+unit: setup  ## the quick ones, on two cores: two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: setup

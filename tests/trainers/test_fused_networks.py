@@ -25,6 +25,8 @@ some_shapes = pytest.mark.parametrize("shape", [PLAIN_2D, PLAIN_3D, RESIDUAL_3D]
 
 _FEW_PIXELS = 600  # over all patches
 
+pytestmark = pytest.mark.slow  # nnU-Net's own networks, eight shapes
+
 
 def build(workspace: Workspace, shape: Shape) -> tuple[PlannedTrainer, PrivateModel]:
     planned, model = real_networks.build(workspace, shape, engine="fused")
