@@ -15,6 +15,7 @@ from typing import Any
 
 from nnunet_adpfl import progress
 from nnunet_adpfl.dataset_conversion import brats_sites, nifti_case
+from nnunet_adpfl.dataset_conversion.challenge_labels import labels_of
 from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice
 from nnunet_adpfl.dataset_conversion.source_files import add_once, generated_notice, is_held_out, walk
 from nnunet_adpfl.dataset_conversion.source_set import Options, SourceCase, SourceSet
@@ -94,13 +95,10 @@ def find(converter: str, source: Path, choice: SitesChoice, options: Options) ->
 
 
 def _dataset_json(converter: str, challenge: _Challenge, source: Path, options: Options) -> dict[str, Any]:
-    labels: dict[str, Any] = {"background": 0, **(challenge.classes if options.plain_labels else challenge.regions)}
-    regions = {} if options.plain_labels else {"regions_class_order": list(challenge.regions_class_order)}
     reference = REFERENCES.get(converter, "Baid et al. (2021), arXiv:2107.02314")
     return {
         "channel_names": {str(index): name for index, name in enumerate(challenge.channel_names)},
-        "labels": {name: list(value) if isinstance(value, tuple) else value for name, value in labels.items()},
-        **regions,
+        **labels_of(challenge, plain=options.plain_labels),
         "file_ending": nifti_case.ENDING,
         "name": challenge.name,
         **(generated_notice(source) or {"licence": challenge.licence, "reference": reference}),

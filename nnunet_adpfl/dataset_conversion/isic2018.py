@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from nnunet_adpfl import progress
-from nnunet_adpfl.dataset_conversion import photo_case, sites_table
-from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, assigned, at_one_site
+from nnunet_adpfl.dataset_conversion import photo_case
+from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, by_table
 from nnunet_adpfl.dataset_conversion.source_files import NOT_OURS, add_once, walk
 from nnunet_adpfl.dataset_conversion.source_set import Options, SourceCase, SourceSet
 from nnunet_adpfl.errors import InputError
@@ -43,9 +43,7 @@ def find(converter: str, source: Path, choice: SitesChoice, options: Options) ->
     unit_of = {case.name: case.name for case in (*training, *validation)}
     if choice.table is None:
         progress.note("ISIC 2018 names no patients: every image is a unit of its own")
-        cohort = at_one_site(unit_of, "case", choice)
-    else:
-        cohort = assigned(unit_of, "case", sites_table.read_sites_table(choice.table), choice, choice.table)
+    cohort = by_table(unit_of, "case", choice)
     kept = [tuple(case.name for case in part if case.name in cohort.cases) for part in (training, validation)]
     splits = ({"train": kept[0], "val": kept[1]},) if kept[1] else None
     shared = {cohort.cases[case].unit for case in kept[0]} & {cohort.cases[case].unit for case in kept[1]}

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_adpfl import progress
-from nnunet_adpfl.dataset_conversion import nifti_case, sites_table
-from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, assigned, at_one_site
+from nnunet_adpfl.dataset_conversion import nifti_case
+from nnunet_adpfl.dataset_conversion.challenge_labels import labels_of
+from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, by_table
 from nnunet_adpfl.dataset_conversion.source_files import add_once, generated_notice, walk
 from nnunet_adpfl.dataset_conversion.source_set import Options, SourceCase, SourceSet
 from nnunet_adpfl.errors import InputError
@@ -63,10 +64,7 @@ def find(converter: str, source: Path, choice: SitesChoice, options: Options) ->
     challenge = CHALLENGES[converter]
     cases, tests = _cases(source, challenge)
     unit_of = {case.name: case.name for case in cases}
-    if choice.table is None:
-        cohort = at_one_site(unit_of, "patient", choice)
-    else:
-        cohort = assigned(unit_of, "patient", sites_table.read_sites_table(choice.table), choice, choice.table)
+    cohort = by_table(unit_of, "patient", choice)
     kept = tuple(case for case in cases if case.name in cohort.cases)
     values = {value: value for value in (0, *challenge.classes.values())}
     convert_case = nifti_case.NiftiConversion(1, values, options.linked)
@@ -75,12 +73,9 @@ def find(converter: str, source: Path, choice: SitesChoice, options: Options) ->
 
 
 def _dataset_json(challenge: _Challenge, source: Path, options: Options) -> dict[str, Any]:
-    labels: dict[str, Any] = {"background": 0, **(challenge.classes if options.plain_labels else challenge.regions)}
-    regions = {} if options.plain_labels else {"regions_class_order": list(challenge.regions_class_order)}
     return {
         "channel_names": {"0": "CT"},
-        "labels": {name: list(value) if isinstance(value, tuple) else value for name, value in labels.items()},
-        **regions,
+        **labels_of(challenge, plain=options.plain_labels),
         "file_ending": nifti_case.ENDING,
         "name": challenge.name,
         "overwrite_image_reader_writer": "NibabelIOWithReorient",

@@ -14,6 +14,7 @@ from PIL import Image
 from nnunet_adpfl import json_files
 from nnunet_adpfl.dataset_conversion import brats, case_pool, kits, nifti_case, photo_case
 from nnunet_adpfl.dataset_conversion.atomic_folder import replacing_folder
+from nnunet_adpfl.dataset_conversion.challenge_labels import labels_of
 from nnunet_adpfl.dataset_conversion.converters import CONVERTERS
 from nnunet_adpfl.dataset_conversion.source_set import BrokenCaseError, SourceCase
 from nnunet_adpfl.errors import InputError
@@ -76,18 +77,17 @@ def _check_labels_of_model(data_set: str, predictions: Path) -> None:
         found = json_files.load(path)["labels"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} has no labels: predict again, or remove it") from None
-    expected = [label_names(data_set, plain) for plain in (False, True)]
+    expected = _labels_written(data_set)
     if json.dumps(found, sort_keys=True) not in [json.dumps(labels, sort_keys=True) for labels in expected]:
         raise InputError(f"{predictions} was predicted with other labels than those of {data_set} ({path}): give the right SET")
 
 
-def label_names(data_set: str, plain: bool) -> dict[str, Any]:
-    """nnU-Net's ``labels`` of a data set, as its converter writes them."""
+def _labels_written(data_set: str) -> list[dict[str, Any]]:
+    """``labels`` of dataset.json that the set's converter may write."""
     if data_set in _PHOTOS:
-        return dict(photo_case.LABELS)
-    challenge: Any = {**brats.CHALLENGES, **kits.CHALLENGES}[data_set]
-    classes = challenge.classes if plain else challenge.regions
-    return {"background": 0, **{name: list(value) if isinstance(value, tuple) else value for name, value in classes.items()}}
+        return [dict(photo_case.LABELS)]
+    challenge = brats.CHALLENGES[data_set] if data_set in brats.CHALLENGES else kits.CHALLENGES[data_set]
+    return [labels_of(challenge, plain=plain)["labels"] for plain in (False, True)]
 
 
 def _conversion(data_set: str) -> LabelsBack:

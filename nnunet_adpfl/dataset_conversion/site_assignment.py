@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnunet_adpfl import progress
 from nnunet_adpfl.cohort import Cohort, CohortEntry
-from nnunet_adpfl.dataset_conversion.sites_table import SHOWN, SiteRow
+from nnunet_adpfl.dataset_conversion.sites_table import SHOWN, SiteRow, read_sites_table
 from nnunet_adpfl.errors import InputError
 
 ONE_SITE = "all"
@@ -80,6 +80,13 @@ def assigned(
     site_of.update(_unassigned(units, unit_kind, site_of, choice, origin))
     site_of = _pooled(site_of, unit_kind, choice.smallest_site)
     return Cohort(unit_kind, {case: CohortEntry(unit, site_of[unit]) for case, unit in units.items() if unit in site_of})
+
+
+def by_table(unit_of: Mapping[str, str], unit_kind: str, choice: SitesChoice) -> Cohort:
+    """Sites of the user's table; without one, all units at one site."""
+    if choice.table is None:
+        return at_one_site(unit_of, unit_kind, choice)
+    return assigned(unit_of, unit_kind, read_sites_table(choice.table), choice, choice.table)
 
 
 def at_one_site(unit_of: Mapping[str, str], unit_kind: str, choice: SitesChoice) -> Cohort:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_adpfl.cohort import Cohort, CohortEntry, names_a_folder
+from nnunet_adpfl.cohort import names_a_folder
 from nnunet_adpfl.dataset_conversion.tables import read_table
 from nnunet_adpfl.errors import InputError
 
@@ -86,27 +86,6 @@ def _check_spelling(patients: Collection[str], kind: str, path: Path | str) -> N
 def _as_number(site: str) -> str:
     """FeTS numbers its partitions '01' in one file and '1' in another."""
     return str(int(site)) if site.isdecimal() else site
-
-
-def cohort_from_rows(rows: Sequence[SiteRow], cases: Collection[str], unit_kind: str, source: Path | str = "the sites table") -> Cohort:
-    """The cohort of exactly ``cases``; where the table has no patients, every case is a unit of its own.
-
-    Args:
-        unit_kind: what a unit is (``patient``, ``lesion`` or ``case``): the caller knows, the table does not.
-        source: the table's file, for messages.
-
-    Raises InputError when cases are unknown, missing or repeated, or a unit is at two sites.
-    """
-    check_known(rows, cases, source)
-    listed = {row.case for row in rows}
-    _refuse([case for case in cases if case not in listed], f"{source} lacks cases of the data set", "add a row for each")
-    site_of: dict[str, str] = {}
-    for row in rows:
-        unit = row.case if row.patient is None else row.patient
-        if site_of.setdefault(unit, row.site) != row.site:
-            sites = f"{site_of[unit]} and {row.site}"
-            raise InputError(f"{source} has {unit_kind} {unit} at two sites ({sites}): give each {unit_kind} to one site")
-    return Cohort(unit_kind, {row.case: CohortEntry(row.case if row.patient is None else row.patient, row.site) for row in rows})
 
 
 def check_known(rows: Sequence[SiteRow], cases: Collection[str], source: Path | str) -> None:

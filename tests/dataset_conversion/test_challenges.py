@@ -314,14 +314,14 @@ def test_sites_of_kits_by_the_published_table(raw: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["kits23", "brats2024", "msd"])
 def test_link_writes_links_and_the_same_data_set(raw: Path, tmp_path: Path, name: str) -> None:
-    source, written = converted(name, tmp_path, Options(linked=True))
+    source, arguments = CHALLENGES[name].write(tmp_path / "download")
+    sites = Path(arguments[1]) if arguments else None
+    written = converters.convert(name, source, 55, sites=sites, options=Options(linked=True))
     images = sorted((written.folder / "imagesTr").iterdir())
     assert all(path.is_symlink() and path.resolve().is_relative_to(source.resolve()) for path in images)
     linked = {path.name: path.read_bytes() for path in images}
-    shutil.rmtree(written.folder)
-    shutil.rmtree(tmp_path / "download")
-    _, copied = converted(name, tmp_path)
-    assert {path.name: path.read_bytes() for path in sorted((copied.folder / "imagesTr").iterdir())}.keys() == linked.keys()
+    copied = converters.convert(name, source, 55, sites=sites, overwrite=True)
+    assert {path.name: path.read_bytes() for path in (copied.folder / "imagesTr").iterdir()} == linked
     assert not any(path.is_symlink() for path in copied.folder.rglob("*"))
 
 

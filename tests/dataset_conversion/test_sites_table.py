@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, assigned
-from nnunet_adpfl.dataset_conversion.sites_table import SiteRow, cohort_from_rows, read_sites_table
+from nnunet_adpfl.dataset_conversion.sites_table import SiteRow, check_known, read_sites_table
 from nnunet_adpfl.errors import InputError
 
 EXPECTED = [SiteRow("a_1", "north west", "p1"), SiteRow("a_2", "south", "p2")]
@@ -73,6 +74,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
             read_sites_table(path)
 
 
+def _cohort(rows: list[SiteRow], unit_kind: str) -> Cohort:
+    """Of the cases a and b, as `adpfl cohort --sites` reads a table."""
+    check_known(rows, ["a", "b"], "sites.csv")
+    return assigned({"a": "a", "b": "b"}, unit_kind, rows, SitesChoice(), "sites.csv")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -83,8 +90,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_rows_must_fit_the_cases(rows: list[tuple[str, str, str | None]], message: str) -> None:
+    given = [SiteRow(*row) for row in rows]
     with pytest.raises(InputError, match=message):
-        cohort_from_rows([SiteRow(*row) for row in rows], ["a", "b"], "patient", "sites.csv")
+        _cohort(given, "patient")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +119,7 @@ def test_rule_01_lesions_are_not_called_patients(tmp_path: Path) -> None:
 
 
 def test_cases_without_patients_are_units_of_their_own() -> None:
-    cohort = cohort_from_rows([SiteRow("a", "x", None), SiteRow("b", "x", None)], ["a", "b"], "case")
+    cohort = _cohort([SiteRow("a", "x", None), SiteRow("b", "x", None)], "case")
     assert (cohort.units(), cohort.unit_kind) == (["a", "b"], "case")
-    cohort = cohort_from_rows([SiteRow("a", "x", "p"), SiteRow("b", "x", "p")], ["a", "b"], "patient")
+    cohort = _cohort([SiteRow("a", "x", "p"), SiteRow("b", "x", "p")], "patient")
     assert cohort.cases_by_unit() == {"p": ["a", "b"]}

@@ -27,7 +27,7 @@ from nnunet_adpfl.dataset_conversion import (
     photo_case,
     sites_table,
 )
-from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice
+from nnunet_adpfl.dataset_conversion.site_assignment import SitesChoice, assigned
 from nnunet_adpfl.dataset_conversion.source_set import BrokenCaseError, Options, SourceSet
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation import examination
@@ -64,7 +64,9 @@ def _tables(base: Path) -> list[Reader]:
     metadata = ham / "HAM10000_metadata"
 
     def read_sites() -> Any:
-        return sites_table.cohort_from_rows(sites_table.read_sites_table(sites), [f"c{k}" for k in range(4)], "patient", sites)
+        rows, cases = sites_table.read_sites_table(sites), {f"c{k}": f"c{k}" for k in range(4)}
+        sites_table.check_known(rows, cases, sites)
+        return assigned(cases, "case", rows, SitesChoice(), sites)
 
     def read_metadata() -> Any:
         path, rows = ham10000._read_metadata([metadata], ham)

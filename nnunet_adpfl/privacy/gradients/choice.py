@@ -49,19 +49,16 @@ def choose(
     if autocast:
         raise PrivacyRefusedError("engine fused has not been tried in half precision (on a GPU): set engine: loop in the privacy plan")
     fused = FusedEngine(network, loss, trained, patches_at_once=patches_at_once)
-    if fused.unsupported is None:
-        error = disagreement(fused, loop, draw)
-        if fused.unsupported is not None:
-            return loop
-        if not error <= TOLERANCE:
-            if kind == "fused":
-                raise PrivacyRefusedError(
-                    f"engine fused differs from the loop engine by {error:.1e} on random patches, more than {TOLERANCE:.0e}; "
-                    "set engine: loop in the privacy plan"
-                )
-            log.warning("engine auto: fused differs from loop by %.1e on random patches; loop is used", error)
-            return loop
-    if fused.unsupported is not None:
+    error = math.inf if fused.unsupported is not None else disagreement(fused, loop, draw)
+    if fused.unsupported is not None:  # by its layers, or found so by running it; it has said so in the log
+        return loop
+    if not error <= TOLERANCE:
+        if kind == "fused":
+            raise PrivacyRefusedError(
+                f"engine fused differs from the loop engine by {error:.1e} on random patches, more than {TOLERANCE:.0e}; "
+                "set engine: loop in the privacy plan"
+            )
+        log.warning("engine auto: fused differs from loop by %.1e on random patches; loop is used", error)
         return loop
     return fused
 
