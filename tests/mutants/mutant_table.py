@@ -1064,7 +1064,7 @@ MUTANTS = (
     Mutant('fused: a loss that reaches parameters past the network is not set apart', 3, "privacy/gradients/fused.py",
         {'or self._reaches_parameters():': 'or False:'},
         (f"{FUSED}::test_loss_that_reaches_parameters_past_the_network",)),
-    Mutant('fused: a layer used twice counts once', 3, "privacy/gradients/layers.py",
+    Mutant('fused: a layer used twice counts once', 3, "privacy/gradients/recording.py",
         {'if id(layer) in seen:': 'if False:'},
         (f"{FUSED}::test_what_is_unknown_is_left_to_the_loop_with_one_line",)),
     Mutant("fused: another result than the loop's is accepted at the start", 3, "privacy/gradients/choice.py",

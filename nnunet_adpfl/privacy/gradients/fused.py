@@ -18,9 +18,11 @@ from torch import nn
 from nnunet_adpfl.errors import PrivacyRefusedError
 from nnunet_adpfl.privacy.clipping import ClipRule
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, UnitPatches
-from nnunet_adpfl.privacy.gradients.layers import UnsupportedError, find_layers, recording
+from nnunet_adpfl.privacy.gradients.layers import UnsupportedError
 from nnunet_adpfl.privacy.gradients.loop import MAX_NORM, LoopEngine, Loss
 from nnunet_adpfl.privacy.gradients.record import Record
+from nnunet_adpfl.privacy.gradients.recording import recording
+from nnunet_adpfl.privacy.gradients.supported import find_layers
 
 log = logging.getLogger(__name__)
 Outputs = list[torch.Tensor]
@@ -36,6 +38,8 @@ class FusedEngine:
     Args:
         network, loss, trained, autocast: as for `LoopEngine`.
         patches_at_once: how many patches may go through the network together; at least one unit does.
+        invert_activations: keep fewer activations, for a little more time (`inverted_norm`); not under autocast, where
+            what is kept is too coarse to compute anything back from it.
     """
 
     def __init__(
@@ -46,16 +50,18 @@ class FusedEngine:
         *,
         patches_at_once: int,
         autocast: bool = False,
+        invert_activations: bool = False,
     ) -> None:
         self._network = network
         self._loss = loss
         self._trained = dict(trained)
         self._patches_at_once = patches_at_once
         self._autocast = autocast
+        self._inverted = invert_activations and not autocast
         self._loop = LoopEngine(network, loss, trained, autocast=autocast)
         self.unsupported: str | None = None  # why the loop engine does all the work
         try:
-            self._layers = find_layers(network, self._trained)
+            self._layers = find_layers(network, self._trained, invert_activations=self._inverted)
         except UnsupportedError as error:
             self._fall_back(error)
 
@@ -121,11 +127,13 @@ class FusedEngine:
     def _measure(self, units: list[UnitPatches]) -> tuple[Record, list[float], list[float], set[int]]:
         """One forward and backward: losses, norms, and indices of the units that the loop engine has to look at."""
         patches = len(units[0].data)
-        record = Record(len(units), patches)
+        record = Record(len(units), patches, inverted=self._inverted)
         data = units[0].data if len(units) == 1 else torch.cat([unit.data for unit in units])
         with recording(self._layers, record):
             with torch.enable_grad(), self._precision():
                 output = self._network(data)
+            for layer in self._layers:
+                layer.check_complete()
             outputs = _as_list(output, len(data))
             losses, gradients, apart = self._losses(units, outputs, isinstance(output, torch.Tensor))
             if apart:

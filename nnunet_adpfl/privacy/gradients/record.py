@@ -24,11 +24,13 @@ class Record:
     Args:
         units: number of units in the pass.
         patches: K, of each unit.
+        inverted: whether the norms after the layers do not keep their input.
     """
 
-    def __init__(self, units: int, patches: int) -> None:
+    def __init__(self, units: int, patches: int, *, inverted: bool = False) -> None:
         self.units = units
         self.samples = units * patches
+        self._inverted = inverted
         self._kept: dict[str, Sequence[torch.Tensor]] = {}
         self._held: dict[str, Product] = {}
         self._squares: dict[str, torch.Tensor] = {}  # squared norms of each tensor's gradients, shape (units,)
@@ -45,7 +47,8 @@ class Record:
         self._squares[name] = _squares(kept)
 
     def product(self, name: str, product: Product) -> None:
-        freed = product.source.numel() + product.field.numel()  # input of this layer, and its output in the norm after it
+        freed = product.source.numel()  # input of this layer, and its output in the norm after it
+        freed += 0 if self._inverted else product.field.numel()
         method = choose(product, self._room + freed)
         if method == "keep":
             self._room += freed - (product.units - 1) * product.weight.numel()

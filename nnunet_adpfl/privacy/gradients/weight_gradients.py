@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -35,6 +35,7 @@ class Window:
         return self.kernel == self.stride and not any(self.padding) and set(self.dilation) == {1}
 
 
+_FAST_FROM = 20_480  # numbers but for the last dimension; PyTorch's own threshold for a single sample (`use_mkldnn`)
 POINT = Window((1,), (1,), (0,), (1,))
 
 
@@ -110,11 +111,31 @@ def magnitudes(product: Product) -> torch.Tensor:
 
 def _correlate(source: torch.Tensor, field: torch.Tensor, product: Product) -> torch.Tensor:
     window = product.window
+    if _is_slow(source) and field.shape[2] > 1:
+        source, field, window = _halved(source, field, window)
     gradients = torch.ops.aten.convolution_backward(
         field, source, product.weight.to(field.dtype).view(_shape(product)), None, window.stride, window.padding,
         window.dilation, False, [0] * len(window.kernel), 1, [False, True, False],
     )  # fmt: skip
     return torch.as_tensor(gradients[1])
+
+
+def _is_slow(source: torch.Tensor) -> bool:
+    """Whether PyTorch leaves its fast convolution on a CPU (oneDNN) for a general one, which is two to three times slower."""
+    small = math.prod(source.shape[:4]) <= _FAST_FROM
+    return source.device.type == "cpu" and source.dtype == torch.float32 and len(source) == 1 and small
+
+
+def _halved(source: torch.Tensor, field: torch.Tensor, window: Window) -> tuple[torch.Tensor, torch.Tensor, Window]:
+    """One sample as two: the first and the second half of the field's rows, each with the source's rows that it meets."""
+    half = -(-field.shape[2] // 2)
+    step, pad = window.stride[0], window.padding[0]
+    rows = step * (half - 1) + window.dilation[0] * (window.kernel[0] - 1) + 1
+    missing = max(0, step * half + rows - source.shape[2] - pad)
+    source = functional.pad(source, _pads(source.dim(), (2,), pad, missing))
+    field = functional.pad(field, _pads(field.dim(), (2,), 0, 2 * half - field.shape[2]))
+    halves = [source.narrow(2, first, rows) for first in (0, step * half)]
+    return torch.cat(halves), torch.cat(field.chunk(2, 2)), replace(window, padding=(0, *window.padding[1:]))
 
 
 def _shape(product: Product) -> tuple[int, ...]:
@@ -158,7 +179,7 @@ def _windowed_gram(product: Product) -> torch.Tensor:
         first, second = 2 + dim, 3 + dims + dim
         pad = window.padding[dim]
         if pad:
-            found = functional.pad(found, _pads(found.dim(), (first, second), pad))
+            found = functional.pad(found, _pads(found.dim(), (first, second), pad, pad))
         step, last = window.stride[dim], window.stride[dim] * (size - 1) + 1
         shifted = [
             found.narrow(first, start, last).narrow(second, start, last)
@@ -172,12 +193,12 @@ def _windowed_gram(product: Product) -> torch.Tensor:
     return found
 
 
-def _pads(dims: int, where: tuple[int, int], pad: int) -> list[int]:
+def _pads(dims: int, where: tuple[int, ...], before: int, after: int) -> list[int]:
     """Argument of `functional.pad`, which counts dimensions from the last."""
     pads = [0] * (2 * dims)
     for dim in where:
         at = 2 * (dims - 1 - dim)
-        pads[at : at + 2] = [pad, pad]
+        pads[at : at + 2] = [before, after]
     return pads
 
 
