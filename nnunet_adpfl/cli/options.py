@@ -69,7 +69,8 @@ Seed = Annotated[int | None, typer.Option(help="Fixes all but noise and draws. D
 InitialWeights = Annotated[
     Path | None, typer.Option(help="Checkpoint to start from; you declare it public, its sha256 goes into the plan.")
 ]
-FIELDS_TO_SET = ("noise_source", "noise_terms", "oversample_foreground", "engine")  # others have options of their own
+# Other fields have options of their own.
+FIELDS_TO_SET = ("noise_source", "noise_terms", "oversample_foreground", "engine", "invert_activations")
 Settings = Annotated[
     list[str] | None,
     typer.Option(

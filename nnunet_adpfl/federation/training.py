@@ -68,7 +68,7 @@ def _train_locked(
     if resumed:
         rounds = _rounds_of(folder.path, rounds)
     planned = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, device)
-    model = private_model.build(planned, prepared.plan)
+    model = private_model.build(planned, prepared.plan, run_manifest.engine_choice(folder.path) if resumed else None)
     source = PatchSource(
         planned, prepared.data_folder, prepared.plan.patches_per_unit, prepared.plan.oversample_foreground
     )
@@ -104,6 +104,7 @@ def _begin(folder: RunFolder, model: private_model.PrivateModel, device: torch.d
         fold=prepared.fold.name,
         plan=prepared.plan,
         device=str(device),
+        engine_choice=model.engine_choice,
         settings={"rounds": rounds, "local_steps": prepared.plan.rounds.local_steps, "engine": "in_process"},
     )
     folder.begin(manifest)

@@ -144,6 +144,7 @@ class PrivacyPlan(_Section):
     initial_weights: InitialWeights = InitialWeights()
     rounds: Rounds = Rounds()
     engine: Literal["auto", "loop", "fused"] = "loop"
+    invert_activations: bool = False  # of the fused engine: less memory for a little more time
     noise_source: Literal["os_seeded", "secure"] = "os_seeded"
     noise_terms: Literal[1, 4] = 1  # Gaussians that are added up for each number of noise
     validation: Literal["private", "public"] = "private"

@@ -74,7 +74,8 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
         if self.was_initialized:
             raise RuntimeError("initialize was called twice")
         with _errors_in_one_line():
-            self.model = private_model.build(self, self.prepared.plan)
+            earlier = run_manifest.engine_choice(self.run_folder.path) if self.continuing else None
+            self.model = private_model.build(self, self.prepared.plan, earlier)
             self.network, self.loss = self.model.network, self.model.loss
             self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
             self.was_initialized = True
@@ -140,6 +141,7 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
             fold=self.prepared.fold.name,
             plan=plan,
             device=str(self.device),
+            engine_choice=self.model.engine_choice,
         )
         self.run_folder.begin(manifest)
         state = RunState(manifest.run, plan.digest(), self.model.initial_digest, plan.clipping.clip_norm)

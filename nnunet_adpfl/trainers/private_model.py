@@ -13,6 +13,7 @@ from torch import nn
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.nnunet_compat import training as stock
 from nnunet_adpfl.privacy.gradients import choice
+from nnunet_adpfl.privacy.gradients.choice import EngineChoice
 from nnunet_adpfl.privacy.gradients.interface import GradientEngine, UnitPatches
 from nnunet_adpfl.privacy.gradients.loop import Loss
 from nnunet_adpfl.privacy.plan import InitialWeights, PrivacyPlan
@@ -36,6 +37,7 @@ class PrivateModel:
         loss: nnU-Net's loss.
         trained: name -> parameter that gets gradient and noise; all others are frozen.
         engine: clipped sums of gradients of the trained parameters.
+        engine_choice: which one it is, and why; kept with the run.
         initial_digest: sha256 of the weights it was built with.
     """
 
@@ -43,11 +45,16 @@ class PrivateModel:
     loss: Loss
     trained: dict[str, nn.Parameter]
     engine: GradientEngine
+    engine_choice: EngineChoice
     initial_digest: str
 
 
-def build(trainer: nnUNetTrainer, plan: PrivacyPlan) -> PrivateModel:
-    """Build it from a trainer that knows plan, configuration and device; weights depend on the plan's seed alone."""
+def build(trainer: nnUNetTrainer, plan: PrivacyPlan, engine_choice: EngineChoice | None = None) -> PrivateModel:
+    """Build it from a trainer that knows plan, configuration and device; weights depend on the plan's seed alone.
+
+    Args:
+        engine_choice: of a run that is continued.
+    """
     network = stock.build_network(trainer, plan.seed)
     _load_declared_weights(network, plan.initial_weights)
     _choose_memory_format(network, trainer.device)
@@ -72,11 +79,12 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan) -> PrivateModel:
         generator = torch.Generator().manual_seed(_PROBE_SEED + number)
         return [UnitPatches(*stock.random_batch(trainer, plan.patches_per_unit, generator)) for _ in range(units)]
 
-    engine = choice.choose(
+    engine, chosen = choice.choose(
         plan.engine, network, loss, trained,
-        autocast=trainer.device.type == "cuda", patches_at_once=batch_size, draw=draw,
+        draw=draw, most_patches=batch_size, autocast=trainer.device.type == "cuda",
+        invert_activations=plan.invert_activations, earlier=engine_choice,
     )  # fmt: skip
-    return PrivateModel(network, loss, trained, engine, weights_digest(network))
+    return PrivateModel(network, loss, trained, engine, chosen, weights_digest(network))
 
 
 def _choose_memory_format(network: nn.Module, device: torch.device) -> None:

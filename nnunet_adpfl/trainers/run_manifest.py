@@ -17,6 +17,7 @@ from nnunet_adpfl.cohort import names_a_file
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.privacy import ledger
 from nnunet_adpfl.privacy import plan as privacy_plan
+from nnunet_adpfl.privacy.gradients.choice import EngineChoice
 
 FILE_NAME = "run.json"
 LOCK_FILE_NAME = ".lock"
@@ -40,17 +41,19 @@ class RunManifest:
     device: str
     versions: dict[str, str] = field(default_factory=dict)
     settings: dict[str, object] = field(default_factory=dict)
+    gradient_engine: dict[str, object] = field(default_factory=dict)  # an `EngineChoice`
 
     def save(self, folder: Path) -> None:
         atomic_files.write_json(folder / FILE_NAME, asdict(self))
 
 
 def new(kind: str, *, dataset: str, trainer: str, plans: str, configuration: str, fold: str | int,
-        plan: privacy_plan.PrivacyPlan, device: str, settings: dict[str, object] | None = None) -> RunManifest:  # fmt: skip
+        plan: privacy_plan.PrivacyPlan, device: str, engine_choice: EngineChoice,
+        settings: dict[str, object] | None = None) -> RunManifest:  # fmt: skip
     name = f"{trainer}__{plans}__{configuration}/fold_{fold}#{secrets.token_hex(4)}"
     return RunManifest(
         kind, name, dataset, trainer, plans, configuration, str(fold), plan.digest(), plan.seed, device,
-        _versions(), settings or {},
+        _versions(), settings or {}, asdict(engine_choice),
     )  # fmt: skip
 
 
@@ -67,11 +70,29 @@ def load(folder: Path) -> RunManifest:
         value = getattr(manifest, name)
         if not isinstance(value, str) or not names_a_file(value):
             raise InputError(f"{path} is damaged: {name} is {value!r:.80}, which names nothing; restore it")
-    others = {"kind": str, "run": str, "plan_hash": str, "seed": int, "device": str, "versions": dict, "settings": dict}
+    texts, dicts = ("kind", "run", "plan_hash", "device"), ("versions", "settings", "gradient_engine")
+    others: dict[str, type] = {"seed": int, **dict.fromkeys(texts, str), **dict.fromkeys(dicts, dict)}
     wrong = next((name for name, kind in others.items() if not isinstance(getattr(manifest, name), kind)), None)
     if wrong:
         raise InputError(f"{path} is damaged: {wrong} is not of its type; restore it")
     return manifest
+
+
+def engine_choice(folder: Path) -> EngineChoice | None:
+    """What was decided when the run in this folder began; None where there is none, or an older one."""
+    if not (folder / FILE_NAME).is_file():
+        return None
+    found = load(folder).gradient_engine
+    if not found:
+        return None
+    try:
+        choice = EngineChoice(**found)  # type: ignore[arg-type]
+        fits = choice.engine in ("loop", "fused") and isinstance(choice.patches_at_once, int) and choice.patches_at_once >= 0
+    except TypeError:
+        fits = False
+    if not fits:
+        raise InputError(f"{folder / FILE_NAME} is damaged: gradient_engine is not what this plugin writes; restore it")
+    return choice
 
 
 def check_same_kind(folder: Path, kind: str, plan_hash: str) -> RunManifest:

@@ -32,6 +32,8 @@ MODES = "trainers/test_rule_12_file_modes.py"
 TAMPERED = "privacy/test_rule_11_tampered_ledgers.py"
 TOTALS = "trainers/test_rule_11_patient_totals.py"
 AGGREGATION = "federation/test_aggregation.py"
+CHOICE = "privacy/test_engine_choice.py"
+INVERTED = "privacy/test_inverted_norm.py"
 FUSED = "privacy/test_fused_engine.py"
 FUSED_NETWORKS = "trainers/test_fused_networks.py"
 CHALLENGES = "dataset_conversion/test_challenges.py"
@@ -331,7 +333,7 @@ MUTANTS = (
     ),
     Mutant(
         "weight decay before the noise", 4, "privacy/gradients/loop.py",
-        {"torch.zeros_like(p, dtype=_wide(p))": "(3e-5 * p.detach()).to(_wide(p))"},
+        {"torch.zeros_like(p, dtype=wide_type(p))": "(3e-5 * p.detach()).to(wide_type(p))"},
         (f"{GRADIENTS}::test_rule_04_noise_is_on_every_trained_coordinate_also_of_an_empty_draw",),
     ),
     Mutant(
@@ -357,7 +359,7 @@ MUTANTS = (
     ),
     # Rule 6: numbers
     Mutant(
-        "sum in half precision", 6, "privacy/gradients/loop.py",
+        "sum in half precision", 6, "privacy/gradients/precision.py",
         {"    return torch.float64 if tensor.dtype == torch.float64 else torch.float32": "    return tensor.dtype"},
         (f"{GRADIENTS}::test_rule_06_clip_and_sum_are_float32_also_for_a_half_precision_network",),
     ),
@@ -1069,10 +1071,43 @@ MUTANTS = (
         (f"{FUSED}::test_what_is_unknown_is_left_to_the_loop_with_one_line",)),
     Mutant("fused: another result than the loop's is accepted at the start", 3, "privacy/gradients/choice.py",
         {'if not error <= TOLERANCE:': 'if error > 1e9:'},
-        (f"{FUSED}::test_rule_03_a_fused_engine_that_differs_is_never_used",)),
-    Mutant('fused: used in half precision untried', 6, "privacy/gradients/choice.py",
-        {'    if autocast:\n        raise': '    if False:\n        raise'},
-        (f"{FUSED}::test_rule_06_the_fused_engine_is_not_used_in_half_precision",)),
+        (f"{CHOICE}::test_rule_03_a_fused_engine_that_differs_is_never_used",)),
+    Mutant("fused: the check leaves out single tensors", 3, "privacy/gradients/agreement.py",
+        {', _norm_difference(fused, units, own)]': ']'},
+        (f"{CHOICE}::test_rule_03_a_fault_of_a_single_tensor_is_noticed",)),
+    Mutant("fused: a run that goes on is not checked", 3, "privacy/gradients/choice.py",
+        {'    if fault is not None:': '    if fault is not None and earlier is None:'},
+        (f"{CHOICE}::test_rule_03_an_earlier_choice_does_not_replace_the_check",)),
+    Mutant('fused: half precision is not held to the bound', 6, "privacy/gradients/choice.py",
+        {'if not agreement.longest(fused, draw(0)) <= _LONGEST:': 'if False:'},
+        (f"{CHOICE}::test_rule_06_half_precision_is_held_to_the_bound",)),
+    Mutant('fused: norm and sum may be computed in TF32', 6, "privacy/gradients/precision.py",
+        {'place.fp32_precision = "ieee"': 'pass'},
+        (f"{CHOICE}::test_rule_06_norm_and_sum_know_nothing_of_tf32",)),
+    Mutant('fused: norms do not allow for rounding', 3, "privacy/gradients/record.py",
+        {'norms += torch.stack(self._slacks)': 'norms += 0 * torch.stack(self._slacks)'},
+        (f"{FUSED}::test_rule_03_patches_that_nearly_cancel_stay_bounded",)),
+    Mutant('fused: ghost norms in float32', 3, "privacy/gradients/weight_gradients.py",
+        {'_by_unit(vectors.double(), units)': '_by_unit(vectors, units)'},
+        (f"{FUSED}::test_rule_03_ghost_norms_in_double_precision",)),
+    Mutant('fused: factors that leave the range are not noticed', 5, "privacy/gradients/record.py",
+        {'finite = finite and bool(torch.isfinite(field).all())': 'finite = True'},
+        (f"{FUSED}::test_rule_05_factors_that_leave_the_range_are_left_to_the_loop",)),
+    Mutant('fused: a parameter used outside its layer is not noticed', 3, "privacy/gradients/fused.py",
+        {'raise UnsupportedError("a parameter is used outside its own layer")': 'pass'},
+        (f"{FUSED}::test_what_is_unknown_is_left_to_the_loop_with_one_line",)),
+    Mutant('fused: layers stay replaced afterwards', 3, "privacy/gradients/recording.py",
+        {'vars(layer.module).pop("forward", None)': 'pass'},
+        (f"{FUSED}::test_what_is_unknown_is_left_to_the_loop_with_one_line",)),
+    Mutant('fused: the last row of a halved field is lost', 3, "privacy/gradients/weight_gradients.py",
+        {'half = -(-field.shape[2] // 2)': 'half = field.shape[2] // 2'},
+        (f"{FUSED}::test_rule_03_single_samples_are_halved_without_loss",)),
+    Mutant('fused: a norm without the activation after it is not noticed', 3, "privacy/gradients/inverted_norm.py",
+        {'raise UnsupportedError("a norm is used without the activation after it")': 'pass'},
+        (f"{INVERTED}::test_modules_that_are_used_apart_are_left_to_the_loop",)),
+    Mutant('fused: an activation is undone by a scale of zero', 3, "privacy/gradients/inverted_norm.py",
+        {'(scale > _LEAST_SCALE) & ': ''},
+        (f"{INVERTED}::test_a_scale_that_cannot_be_divided_by_makes_the_norm_keep_its_input",)),
     # Rule 16: initial weights
     Mutant(
         "undeclared initial weights are accepted", 16, "trainers/nnUNetTrainerADP.py",

@@ -42,6 +42,7 @@ def units(shape: tuple[int, ...], number: int = 3, patches: int = 2, dtype: torc
 
 def distance(first: ClippedSum, second: ClippedSum) -> float:
     assert list(first.total) == list(second.total)
+    assert not any(tensor.requires_grad for tensor in [*first.total.values(), *second.total.values()])
     assert {name: t.dtype for name, t in first.total.items()} == {name: t.dtype for name, t in second.total.items()}
     return norm({name: t.double() - second.total[name].double() for name, t in first.total.items()}) / norm(second.total)
 
@@ -60,7 +61,8 @@ def agree(
     for rule in rules:
         found, expected = fused.clipped_sum(group, rule), loop.clipped_sum(group, rule)
         assert fused.unsupported is None
-        assert distance(found, expected) < bound
+        # A clipped sum in float32 is shorter by the rounding that its norms allow for.
+        assert distance(found, expected) < (bound if bound < 1e-6 or isinstance(rule, NoClip) else max(bound, 5e-5))
         assert found.losses == pytest.approx(expected.losses)
         assert (found.centred_count, found.non_finite) == (expected.centred_count, expected.non_finite)
 

@@ -16,10 +16,9 @@ from torch import nn
 
 from nnunet_adpfl.errors import PrivacyRefusedError
 from nnunet_adpfl.privacy.clipping import AutoClip, ClipRule, NoClip, NormClip
-from nnunet_adpfl.privacy.gradients import choice, record, weight_gradients
+from nnunet_adpfl.privacy.gradients import record, weight_gradients
 from nnunet_adpfl.privacy.gradients.fused import FusedEngine
 from nnunet_adpfl.privacy.gradients.interface import UnitPatches
-from nnunet_adpfl.privacy.gradients.loop import LoopEngine
 
 
 @pytest.fixture(params=["keep", "ghost", "twice"])
@@ -184,6 +183,21 @@ def test_rule_03_ghost_norms_in_double_precision(layer: nn.Module, shape: tuple[
     absolute = weight_gradients.Product(exact.source.abs(), exact.field.abs(), window, exact.weight, 2)
     bound = torch.stack([own.square().sum() for own in weight_gradients.per_unit(absolute)]).sqrt()
     assert (magnitudes >= bound * (1 - 1e-12)).all()
+
+
+@pytest.mark.parametrize("layer", [nn.Conv3d(4, 3, 3, 1, 1), nn.Conv3d(4, 3, (3, 1, 3), (2, 1, 1), (1, 0, 1)), nn.Conv2d(4, 3, 3, 3, 2, 2)])
+@pytest.mark.parametrize("rows", [2, 3, 6, 7, 8])
+def test_rule_03_single_samples_are_halved_without_loss(layer: Any, rows: int) -> None:
+    """What is done to get the fast convolution for one sample changes nothing."""
+    shape = (4, rows + 6, *[5] * (len(layer.kernel_size) - 1))
+    data = torch.randn((1, *shape), generator=torch.Generator().manual_seed(1))
+    field = torch.randn(layer(data).shape, generator=torch.Generator().manual_seed(2))
+    window = weight_gradients.Window(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    product = weight_gradients.Product(data, field, window, layer.weight.detach(), 1)
+    whole = weight_gradients.Product(data.double(), field.double(), window, layer.weight.detach().double(), 1)
+    assert weight_gradients._is_slow(data)
+    assert not weight_gradients._is_slow(whole.source)
+    assert torch.allclose(weight_gradients.weighted(product).double(), weight_gradients.weighted(whole), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -376,45 +390,3 @@ def test_rule_03_canaries_beside_fused_units_change_the_sum_by_at_most_one() -> 
         assert fused.unsupported is None
         assert all(difference.norm <= 1 + 1e-5 for difference in changed.values())
         assert all(abs(difference.count) == 0.5 for difference in changed.values())
-
-
-def choose(kind: Any, network: nn.Module, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    def draw(number: int) -> list[UnitPatches]:
-        return units(SHAPES[2], 3, dtype=dtype, seed=number)
-
-    trained = dict(network.named_parameters())
-    return choice.choose(kind, network, loss, trained, **{"autocast": False, "patches_at_once": 6, "draw": draw, **changes})
-
-
-def test_engine_of_the_plan() -> None:
-    network = net(dtype=torch.float32)
-    assert isinstance(choose("loop", network), LoopEngine)
-    assert isinstance(choose("fused", network), FusedEngine)
-    assert isinstance(choose("auto", network), FusedEngine)
-
-
-@pytest.mark.parametrize("kind", ["fused", "auto"])
-def test_engine_for_an_unknown_network_is_the_loop(kind: str) -> None:
-    assert isinstance(choose(kind, nn.Sequential(Own(1, 2, 3), nn.Conv2d(2, 2, 1))), LoopEngine)
-
-
-@pytest.mark.parametrize("fault", ["norm", "sum", "nan"])
-def test_rule_03_a_fused_engine_that_differs_is_never_used(fault: str, ghost: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, original = net(dtype=torch.float32), weight_gradients.weighted
-    if fault == "norm":
-        squares = weight_gradients.squared_norms
-        monkeypatch.setattr(weight_gradients, "squared_norms", lambda product: squares(product) / 4)
-    else:
-        factor = 1.001 if fault == "sum" else math.nan
-        monkeypatch.setattr(weight_gradients, "weighted", lambda product: original(product) * factor)
-    with pytest.raises(PrivacyRefusedError, match="engine: loop"):
-        choose("fused", network)
-    assert isinstance(choose("auto", network), LoopEngine)
-
-
-def test_rule_06_the_fused_engine_is_not_used_in_half_precision() -> None:
-    """On a GPU it was never tried."""
-    network = net(dtype=torch.float32)
-    assert isinstance(choose("auto", network, autocast=True), LoopEngine)
-    with pytest.raises(PrivacyRefusedError, match="has not been tried in half precision"):
-        choose("fused", network, autocast=True)

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import nn
 
 from nnunet_adpfl.errors import PrivacyRefusedError
-from nnunet_adpfl.privacy.clipping import NoClip, NormClip
+from nnunet_adpfl.privacy.gradients import agreement, trial
+from nnunet_adpfl.privacy.gradients.agreement import TOLERANCE, Draw
 from nnunet_adpfl.privacy.gradients.fused import FusedEngine
-from nnunet_adpfl.privacy.gradients.interface import GradientEngine, UnitPatches
+from nnunet_adpfl.privacy.gradients.interface import GradientEngine
 from nnunet_adpfl.privacy.gradients.loop import LoopEngine, Loss
-from nnunet_adpfl.privacy.gradients.record import full_precision
 
 log = logging.getLogger(__name__)
-TOLERANCE = 1e-4  # of gradients and clipped sums, relative to their norm
-_DRAWS = 3  # an activation at its kink can make float32 gradients differ by more, without anything being wrong
-Draw = Callable[[int], list[UnitPatches]]
+_WORTH_IT = 0.95  # share of the loop's time; where they are equal, the simpler engine is used
+_LONGEST = 1 + 1e-5
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What was decided before a run's first step; it stays with the run.
+
+    Attributes:
+        engine: loop or fused.
+        patches_at_once: of the fused engine.
+        reason: one sentence.
+        seconds: of one clipped sum of the trial's random units by each engine, where both were timed.
+    """
+
+    engine: Literal["loop", "fused"]
+    patches_at_once: int
+    reason: str
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def choose(
@@ -29,83 +44,68 @@ def choose(
     loss: Loss,
     trained: Mapping[str, nn.Parameter],
     *,
-    autocast: bool,
-    patches_at_once: int,
     draw: Draw,
-) -> GradientEngine:
-    """The engine of the privacy plan; ``auto``: the fused one where it is supported and agrees, else the loop.
+    most_patches: int,
+    autocast: bool = False,
+    invert_activations: bool = False,
+    earlier: EngineChoice | None = None,
+) -> tuple[GradientEngine, EngineChoice]:
+    """The engine of the privacy plan, and why.
 
-    The choice depends on network and patch sizes, not on how busy the machine is. Under autocast (a GPU) the fused engine
-    has not been tried: ``auto`` is the loop there, and ``fused`` is refused.
+    ``auto``: of the two the faster one on random units of the run's sizes, if the fused one is supported and agrees.
 
     Args:
         kind: field ``engine`` of the privacy plan.
-        network, loss, trained, autocast, patches_at_once: as for `FusedEngine`.
+        network, loss, trained, autocast, invert_activations: as for `FusedEngine`.
         draw: random units (no patients) of the sizes of the run; a function of the number that it gets.
+        most_patches: how many patches may go through the network together, if there is memory for them.
+        earlier: what was decided when the run began. It is kept; only the agreement is checked again.
+
+    Raises PrivacyRefusedError where ``fused`` was asked for and does not agree.
     """
     loop = LoopEngine(network, loss, trained, autocast=autocast)
-    if kind == "loop" or (kind == "auto" and autocast):
-        return loop
-    if autocast:
-        raise PrivacyRefusedError("engine fused has not been tried in half precision (on a GPU): set engine: loop in the privacy plan")
-    fused = FusedEngine(network, loss, trained, patches_at_once=patches_at_once)
-    error = math.inf if fused.unsupported is not None else disagreement(fused, loop, draw)
+    if kind == "loop" or (earlier is not None and earlier.engine == "loop"):
+        return loop, earlier or EngineChoice("loop", 0, "the privacy plan says so")
+    units = draw(0)
+    patches = earlier.patches_at_once if earlier else trial.patches_that_fit(network, units[0], most_patches)
+    fused, fault = _verified(
+        lambda half: FusedEngine(
+            network, loss, trained, patches_at_once=patches, autocast=half, invert_activations=invert_activations
+        ),
+        LoopEngine(network, loss, trained), draw, autocast,
+    )  # fmt: skip
     if fused.unsupported is not None:  # by its layers, or found so by running it; it has said so in the log
-        return loop
-    if not error <= TOLERANCE:
+        return loop, EngineChoice("loop", 0, f"fused is not possible: {fused.unsupported}")
+    if fault is not None:
         if kind == "fused":
-            raise PrivacyRefusedError(
-                f"engine fused differs from the loop engine by {error:.1e} on random patches, more than {TOLERANCE:.0e}; "
-                "set engine: loop in the privacy plan"
-            )
-        log.warning("engine auto: fused differs from loop by %.1e on random patches; loop is used", error)
-        return loop
-    return fused
+            raise PrivacyRefusedError(f"engine fused {fault}; set engine: loop in the privacy plan")
+        log.warning("engine auto: fused %s; the loop engine is used", fault)
+        return loop, EngineChoice("loop", 0, f"fused {fault}")
+    if earlier is not None:
+        return fused, earlier
+    if kind == "fused":
+        return fused, EngineChoice("fused", patches, "the privacy plan says so")
+    seconds = trial.seconds({"loop": loop, "fused": fused}, units)
+    if seconds["fused"] > _WORTH_IT * seconds["loop"]:
+        return loop, EngineChoice("loop", 0, "fused is not faster", seconds)
+    return fused, EngineChoice("fused", patches, "fused is faster", seconds)
 
 
-def disagreement(fused: FusedEngine, loop: LoopEngine, draw: Draw) -> float:
-    """The largest relative difference of gradients, clipped sums and norms of single tensors; the smallest of a few draws."""
-    smallest = math.inf
-    for number in range(_DRAWS):
-        units = draw(number)
-        with full_precision():
-            found = [_difference(fused, loop, units, NoClip())]
-            if fused.unsupported is not None:
-                return math.inf
-            own = [loop.clipped_sum([unit], NoClip()).total for unit in units]
-            clip = min(map(_norm, own)) / 2  # all units are clipped: a norm that is wrong by some factor changes the sum by it
-            if not 0 < clip < math.inf:
-                continue
-            found += [_difference(fused, loop, units, NormClip(clip)), _norm_difference(fused, units, own)]
-        smallest = min(smallest, max(found))
-        if smallest <= TOLERANCE:
-            break
-    return smallest
+def _verified(
+    make: Callable[[bool], FusedEngine], loop: LoopEngine, draw: Draw, autocast: bool
+) -> tuple[FusedEngine, str | None]:
+    """The fused engine for the run's precision, and how it fails the check; None where it does not, or is not supported.
 
-
-def _norm_difference(fused: FusedEngine, units: list[UnitPatches], own: list[dict[str, torch.Tensor]]) -> float:
-    """Of each unit and tensor: a tensor that has little of the gradient now may have all of it later.
-
-    Relative to the norm of the tensor's gradient, or to a hundredth of the whole gradient's where that is more.
+    Agreement is a matter of float32; half precision differs from itself by percents. What must hold there is the bound.
     """
-    norms, worst = fused.tensor_norms(units), 0.0
-    for index, gradient in enumerate(own):
-        least = _norm(gradient) / 100
-        for name, part in gradient.items():
-            expected = _norm({name: part})
-            error = abs(norms[name][index] - expected) / max(expected, least)
-            worst = max(worst, error if error >= 0 else math.inf)
-    return worst
-
-
-def _difference(fused: GradientEngine, loop: GradientEngine, units: list[UnitPatches], rule: NoClip | NormClip) -> float:
-    found, expected = fused.clipped_sum(units, rule), loop.clipped_sum(units, rule)
-    if list(found.total) != list(expected.total) or found.non_finite != expected.non_finite:
-        return math.inf
-    gap = {name: part.double() - expected.total[name].double() for name, part in found.total.items()}
-    error = _norm(gap) / _norm(expected.total)
-    return error if error >= 0 else math.inf  # NaN is a disagreement
-
-
-def _norm(tensors: Mapping[str, torch.Tensor]) -> float:
-    return float(torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in tensors.values()]).norm())
+    fused = make(False)
+    error = 0.0 if fused.unsupported is not None else agreement.disagreement(fused, loop, draw)
+    if fused.unsupported is not None:
+        return fused, None
+    if not error <= TOLERANCE:
+        return fused, f"differs from the loop engine by {error:.1e} on random patches, more than {TOLERANCE:.0e}"
+    if autocast:
+        fused = make(True)
+        if not agreement.longest(fused, draw(0)) <= _LONGEST:
+            return fused, "gives a random patient more than the clip norm in half precision"
+    return fused, None

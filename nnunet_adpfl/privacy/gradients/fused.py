@@ -6,11 +6,9 @@ ones are computed for each unit and kept; of large ones only the norm is compute
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -20,6 +18,7 @@ from nnunet_adpfl.privacy.clipping import ClipRule
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, UnitPatches
 from nnunet_adpfl.privacy.gradients.layers import UnsupportedError
 from nnunet_adpfl.privacy.gradients.loop import MAX_NORM, LoopEngine, Loss
+from nnunet_adpfl.privacy.gradients.precision import half, wide_type
 from nnunet_adpfl.privacy.gradients.record import Record
 from nnunet_adpfl.privacy.gradients.recording import recording
 from nnunet_adpfl.privacy.gradients.supported import find_layers
@@ -81,7 +80,7 @@ class FusedEngine:
                 self._clear()
         for name, parameter in self._trained.items():
             if name not in result.total:
-                result.total[name] = torch.zeros_like(parameter, dtype=_wide(parameter))
+                result.total[name] = torch.zeros_like(parameter, dtype=wide_type(parameter))
         result.total = {name: result.total[name] for name in self._trained}
         return result
 
@@ -130,10 +129,7 @@ class FusedEngine:
         record = Record(len(units), patches, inverted=self._inverted)
         data = units[0].data if len(units) == 1 else torch.cat([unit.data for unit in units])
         with recording(self._layers, record):
-            with torch.enable_grad(), self._precision():
-                output = self._network(data)
-            for layer in self._layers:
-                layer.check_complete()
+            output = self._forward(data)
             outputs = _as_list(output, len(data))
             losses, gradients, apart = self._losses(units, outputs, isinstance(output, torch.Tensor))
             if apart:
@@ -143,6 +139,13 @@ class FusedEngine:
         norms = record.norms()
         apart = {index for index, norm in enumerate(norms) if not norm < MAX_NORM}
         return record, losses, norms, apart
+
+    def _forward(self, data: torch.Tensor) -> object:
+        with torch.enable_grad(), half(self._autocast, data.device):
+            output: object = self._network(data)
+        for layer in self._layers:
+            layer.check_complete()
+        return output
 
     def _losses(
         self, units: Sequence[UnitPatches], outputs: Outputs, single: bool
@@ -154,7 +157,7 @@ class FusedEngine:
         for index, unit in enumerate(units):
             own = slice(index * patches, (index + 1) * patches)
             leaves = [output.detach()[own].requires_grad_() for output in outputs]
-            with torch.enable_grad(), self._precision():
+            with torch.enable_grad(), half(self._autocast, unit.data.device):
                 loss = self._loss(leaves[0] if single else leaves, unit.target)
             torch.autograd.backward(loss)
             losses.append(float(loss.detach()))
@@ -186,11 +189,6 @@ class FusedEngine:
     def _reaches_parameters(self) -> bool:
         """Whether a gradient has come to a parameter by a way that is not recorded."""
         return any(parameter.grad is not None for parameter in self._trained.values())
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self._autocast:
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-        return contextlib.nullcontext()
 
     def _clear(self) -> None:
         for parameter in self._trained.values():
@@ -232,7 +230,3 @@ def _add_tensors(result: ClippedSum, tensors: Iterable[tuple[str, torch.Tensor]]
             result.total[name].add_(tensor)
         else:
             result.total[name] = tensor
-
-
-def _wide(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from nnunet_adpfl.privacy.gradients.precision import wide_type
 from nnunet_adpfl.privacy.gradients.weight_gradients import POINT, Product, Window
 
 Saved = tuple[torch.Tensor, ...]
@@ -68,13 +69,18 @@ class Layer:
         self.record(gradient, saved[0], recorder)
         return self.input_gradient(gradient, saved[0]) if needs_input else None
 
+    def _parameters(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias in the precision of the input."""
+        bias = self.module.bias
+        return self.module.weight.to(dtype), None if bias is None else bias.to(dtype)
+
     def check_complete(self) -> None:
         """UnsupportedError where the network did not use the layer as it is understood here; after each forward."""
 
     def _record_bias(self, gradient: torch.Tensor, recorder: Recorder) -> None:
         """Sum over pixels and patches; ``gradient`` has shape (patches, channels, pixels)."""
         if "bias" in self.names:
-            recorder.keep(self.names["bias"], _summed(gradient.sum(2), recorder.units))
+            recorder.keep(self.names["bias"], _summed(gradient.sum(2, dtype=wide_type(gradient)), recorder.units))
 
 
 class Convolution(Layer):
@@ -82,13 +88,11 @@ class Convolution(Layer):
 
     def forward(self, data: torch.Tensor) -> tuple[torch.Tensor, Saved]:
         module = self.module
-        return self._convolve(data, module.weight, module.bias), (data,)
-
-    def _convolve(self, data: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        module = self.module
-        return torch.convolution(
+        weight, bias = self._parameters(data.dtype)
+        output = torch.convolution(
             data, weight, bias, module.stride, module.padding, module.dilation, self.transposed, module.output_padding, 1
         )
+        return output, (data,)
 
     def input_gradient(self, gradient: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
         module = self.module
@@ -115,7 +119,7 @@ class TransposedConvolution(Convolution):
 
 class Linear(Layer):
     def forward(self, data: torch.Tensor) -> tuple[torch.Tensor, Saved]:
-        return functional.linear(data, self.module.weight, self.module.bias), (data,)
+        return functional.linear(data, *self._parameters(data.dtype)), (data,)
 
     def input_gradient(self, gradient: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
         return gradient @ self.module.weight.detach().to(gradient.dtype)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from torch import nn
 from nnunet_adpfl.errors import PrivacyRefusedError
 from nnunet_adpfl.privacy.clipping import ClipRule
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, Target, UnitPatches
+from nnunet_adpfl.privacy.gradients.precision import half, wide_type
 
 MAX_NORM = 1e30  # beyond it a float32 factor is too coarse to bound the result, so it counts as not finite
 Loss = Callable[[torch.Tensor | list[torch.Tensor], Target], torch.Tensor]
@@ -28,7 +27,7 @@ class LoopEngine:
         network: the network; its trained parameters are those that require a gradient.
         loss: nnU-Net's loss, averaging over the patches of the batch it gets (the patches of one unit).
         trained: name -> parameter, in a fixed order.
-        autocast: bfloat16 forward and backward on CUDA; clip and sum stay in float32.
+        autocast: bfloat16 forward and backward; clip and sum stay in float32.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class LoopEngine:
         self._autocast = autocast
 
     def clipped_sum(self, units: Iterable[UnitPatches], rule: ClipRule) -> ClippedSum:
-        result = ClippedSum({name: torch.zeros_like(p, dtype=_wide(p)) for name, p in self._trained.items()})
+        result = ClippedSum({name: torch.zeros_like(p, dtype=wide_type(p)) for name, p in self._trained.items()})
         totals = list(result.total.values())
         self._network.train()
         for unit in units:
@@ -58,7 +57,7 @@ class LoopEngine:
 
     def _gradient(self, unit: UnitPatches) -> tuple[float, list[torch.Tensor]]:
         self._clear()
-        with torch.enable_grad(), self._precision():
+        with torch.enable_grad(), half(self._autocast, unit.data.device):
             loss = self._loss(self._network(unit.data), unit.target)
         torch.autograd.backward(loss)
         gradients = []
@@ -67,13 +66,8 @@ class LoopEngine:
                 raise PrivacyRefusedError(
                     f"parameter {name} is trained but gets no gradient; freeze it in the privacy plan"
                 )
-            gradients.append(parameter.grad.to(_wide(parameter)))
+            gradients.append(parameter.grad.to(wide_type(parameter)))
         return float(loss.detach()), gradients
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self._autocast:
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-        return contextlib.nullcontext()
 
     def _clear(self) -> None:
         for parameter in self._trained.values():
@@ -84,7 +78,3 @@ def _norm(gradients: list[torch.Tensor]) -> float:
     """L2 norm over all tensors, squares added up in float64 so that neither overflow nor underflow shortens it."""
     squares = [torch.linalg.vector_norm(gradient, dtype=torch.float64).square() for gradient in gradients]
     return float(torch.stack(squares).sum().sqrt())
-
-
-def _wide(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

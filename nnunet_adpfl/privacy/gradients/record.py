@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
-from nnunet_adpfl.privacy.gradients import weight_gradients
+from nnunet_adpfl.privacy.gradients import precision, weight_gradients
 from nnunet_adpfl.privacy.gradients.cost import choose
 from nnunet_adpfl.privacy.gradients.weight_gradients import Product
 
-_ROUNDING = 2.0  # in machine epsilons: what a weighted gradient may be off, relative to its `magnitudes`
+_DEVIATIONS = 3.0  # how many root mean squares of rounding are allowed for
 
 
 class Record:
@@ -42,7 +42,7 @@ class Record:
         return set(self._kept) | set(self._held)
 
     def keep(self, name: str, gradients: Sequence[torch.Tensor]) -> None:
-        kept = [_wide(gradient) for gradient in gradients]
+        kept = [precision.wide(gradient) for gradient in gradients]
         self._kept[name] = kept
         self._squares[name] = _squares(kept)
 
@@ -55,14 +55,13 @@ class Record:
             self.keep(name, [own.reshape(product.weight.shape) for own in weight_gradients.per_unit(product)])
             return
         self._room -= product.field.numel()
-        held = replace(product, source=_wide(product.source), field=_wide(product.field))
-        with full_precision():
+        held = replace(product, source=precision.wide(product.source), field=precision.wide(product.field))
+        with precision.full():
             squares = weight_gradients.squared_norms(held) if method == "ghost" else _squares(weight_gradients.per_unit(held))
         self._held[name] = held
         self._squares[name] = squares
         roundings = 1 if method == "ghost" else 2  # of the weighted gradient, and of those that the norm came from
-        epsilon = torch.finfo(held.field.dtype).eps
-        self._slacks.append(roundings * _ROUNDING * epsilon * weight_gradients.magnitudes(held))
+        self._slacks.append(roundings * _rounding(held) * weight_gradients.magnitudes(held))
 
     def norms(self) -> list[float]:
         """L2 norm of each unit's gradient over all tensors, rounding included; float64."""
@@ -94,21 +93,20 @@ class Record:
             yield name, total
         while self._held:
             name, held = self._held.popitem()
-            with full_precision():
+            with precision.full():
                 total = weight_gradients.weighted(held).reshape(held.weight.shape)
             yield name, total
 
 
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """No TF32: norm and weighted gradient are computed apart, and only the rounding of float32 is allowed for."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+def _rounding(product: Product) -> float:
+    """What a computed weight gradient may be off, relative to its `magnitudes`.
+
+    Rounding errors are taken as independent with mean zero (Higham and Mary, SIAM J. Sci. Comput. 41, 2019). Then a sum of n
+    products, each partial sum being at most A = the sum of absolute terms, is off by at most sqrt(n) u A in root mean square
+    (u: half a machine epsilon), and the norm over all entries of a weight by sqrt(n) u times the norm of all A.
+    """
+    terms = product.field[:, 0].numel() + 1
+    return _DEVIATIONS * math.sqrt(terms) * torch.finfo(product.field.dtype).eps / 2
 
 
 def _per_sample(factors: list[float], field: torch.Tensor) -> torch.Tensor:
@@ -120,7 +118,3 @@ def _per_sample(factors: list[float], field: torch.Tensor) -> torch.Tensor:
 def _squares(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
     """Squared norms, added up in float64 so that neither overflow nor underflow shortens them."""
     return torch.stack([torch.linalg.vector_norm(own, dtype=torch.float64).square() for own in gradients])
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -69,5 +69,6 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
-        found = ctx.layer.backward(gradient, ctx.saved_tensors, ctx.needs_input_grad[0], ctx.recorder)
+        saved = tuple(tensor.detach() for tensor in ctx.saved_tensors)  # what is kept of them has no history
+        found = ctx.layer.backward(gradient, saved, ctx.needs_input_grad[0], ctx.recorder)
         return found, None, None, None, None
