@@ -1,234 +1,197 @@
-"""What a private step costs: time and peak memory of each gradient engine, as ratios to a plain nnU-Net step.
+"""What a private step costs: time and peak memory of each way to compute it, as ratios to a plain nnU-Net step.
 
-The same units and patches for every method; methods take turns, so that a busy machine hurts all alike; medians.
-A plain step: one batch of all patches, forward, nnU-Net's loss, backward, its clip at 12, SGD. A private step: the
-engine's clipped sum, noise on every coordinate, SGD. Peak memory: growth of the resident set (of the allocator on a
-GPU) during the second step, each method in a process of its own.
+The same units, patches and weights for every method; methods take turns, so that a busy machine hurts all alike; medians.
+A plain step: one batch of all patches, forward, nnU-Net's loss, backward, its clip at 12, SGD. A private step: the method's
+clipped sum, noise on every coordinate, SGD. The noise costs the same whatever the method, so ``gradient_ratio`` compares the
+clipped sum alone with plain forward and backward. Ratios are of CPU time on a CPU, since machines are shared, and of wall
+time on a GPU. Peak memory: growth of the resident set (of the allocator on a GPU) during one step, on a CPU each method in a
+process of its own. The other methods are Opacus's hooks and ghost clipping, and torch.func's vmap (see other_engines.py).
 
-    python benchmarks/step_cost.py --quick --json step_cost.json
+Every method is first compared with the loop engine, in float64 on small patches and as it runs; one that is wrong or fails
+gets a row with the reason and no time. What a method cannot do, and cases whose work (patients x K x pixels x features of
+the first stage, twice for residual encoders) is beyond a limit, are listed under ``left_out``.
+
+    python benchmarks/step_cost.py --quick --json step_cost.json --plot step_cost.png      # CPU: under three minutes
+    python benchmarks/step_cost.py --json step_cost.json                                   # CPU: a quarter of an hour
+    python benchmarks/step_cost.py --from step_cost.json --plot step_cost.svg              # draws, measures nothing
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import importlib.metadata
 import json
-import multiprocessing
-import statistics
-import sys
-import threading
+import os
+import platform
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
-from networks import NetworkSize, planned_trainer
+from networks import NetworkSize
+from rich.console import Console
+from rich.table import Table
+from step_measures import Measured, measure
+from step_methods import METHODS, Case, missing
+from step_plot import draw
 
-from nnunet_adpfl.nnunet_compat import training as stock
-from nnunet_adpfl.privacy.clipping import NormClip
-from nnunet_adpfl.privacy.gradients.fused import FusedEngine
-from nnunet_adpfl.privacy.gradients.interface import GradientEngine, UnitPatches
-from nnunet_adpfl.privacy.gradients.loop import LoopEngine
-from nnunet_adpfl.privacy.noise import add_gaussian_
-from nnunet_adpfl.privacy.plan import Trainable
-from nnunet_adpfl.trainers.parameters import select_trained
-
-METHODS = ("plain", "loop", "fused")
-CPU_SIZES = {
-    "quick": (
-        NetworkSize("plain", (96, 96), 32, 5, 512, channels=3),
-        NetworkSize("plain", (32, 32, 32), 32, 4, 320),
-        NetworkSize("resenc", (32, 32, 32), 32, 4, 320),
-    ),
-    "full": (
-        NetworkSize("plain", (256, 256), 32, 7, 512, channels=3),
-        NetworkSize("resenc", (256, 256), 32, 7, 512, channels=3),
-        NetworkSize("plain", (64, 64, 64), 32, 5, 320),
-        NetworkSize("resenc", (64, 64, 64), 32, 5, 320),
-    ),
-}
-GPU_SIZES = (
-    NetworkSize("plain", (512, 512), 32, 8, 512, channels=3),
-    NetworkSize("resenc", (512, 512), 32, 8, 512, channels=3),
-    NetworkSize("plain", (128, 128, 128), 32, 6, 320, channels=4),
-    NetworkSize("resenc", (128, 128, 128), 32, 6, 320, channels=4),
+Sizes = tuple[tuple[NetworkSize, int], ...]  # network and patients
+QUICK: Sizes = (
+    (NetworkSize("plain", (64, 64), 16, 5, 256, channels=3), 2),
+    (NetworkSize("resenc", (32, 32), 8, 4, 64, channels=3), 2),
+    (NetworkSize("plain", (16, 16, 16), 16, 3, 64), 2),
+    (NetworkSize("resenc", (16, 16, 16), 8, 3, 32), 2),
 )
-UNITS = {2: 4, 3: 2}  # dims -> units in a step
-LEARNING_RATE, CLIP_NORM, NOISE = 1e-6, 1.0, 1.0
+FULL: Sizes = (
+    (NetworkSize("plain", (64, 64), 16, 6, 256, channels=3), 4),
+    (NetworkSize("plain", (128, 128), 32, 6, 512, channels=3), 2),
+    (NetworkSize("resenc", (64, 64), 16, 6, 256, channels=3), 4),
+    (NetworkSize("plain", (16, 16, 16), 16, 3, 64), 4),
+    (NetworkSize("plain", (24, 32, 32), 32, 4, 320), 2),
+    (NetworkSize("resenc", (24, 32, 32), 32, 4, 320), 2),
+)
+GPU: Sizes = (  # nnU-Net's own for large images
+    (NetworkSize("plain", (512, 512), 32, 8, 512, channels=3), 12),
+    (NetworkSize("resenc", (512, 512), 32, 8, 512, channels=3), 12),
+    (NetworkSize("plain", (128, 128, 128), 32, 6, 320, channels=4), 2),
+    (NetworkSize("resenc", (128, 128, 128), 32, 6, 320, channels=4), 2),
+)
+SIZES = {"quick": QUICK, "cpu": FULL, "cuda": GPU}
+MOST_WORK = {"quick": 500_000, "cpu": 4_000_000, "cuda": 2**29}  # of a case
+PACKAGES = ("torch", "opacus", "nnunetv2", "dynamic-network-architectures", "numpy")
 
 
-class Bench:
-    """One network with the patches of one step, and every method on them."""
-
-    def __init__(self, size: NetworkSize, patches_per_unit: int, device: torch.device) -> None:
-        trainer = planned_trainer(size, device)
-        self.device = device
-        self.network = stock.build_network(trainer, 0)
-        self.loss = stock.build_loss(trainer)
-        generator = torch.Generator().manual_seed(1)
-        self.units = [
-            UnitPatches(*stock.random_batch(trainer, patches_per_unit, generator)) for _ in range(UNITS[size.dims])
-        ]
-        one = self.units[0]
-        self.trained = select_trained(self.network, Trainable(), lambda: self.loss(self.network(one.data), one.target))
-        autocast, patches = device.type == "cuda", patches_per_unit * len(self.units)
-        self.engines: dict[str, GradientEngine] = {
-            "loop": LoopEngine(self.network, self.loss, self.trained, autocast=autocast),
-            "fused": FusedEngine(self.network, self.loss, self.trained, patches_at_once=patches, autocast=autocast),
-        }
-        self.optimizer = torch.optim.SGD(self.trained.values(), lr=LEARNING_RATE, momentum=0.99, nesterov=True)
-        self.noise = np.random.default_rng(0)
-        data = torch.cat([unit.data for unit in self.units])
-        targets = [torch.cat(list(parts)) for parts in zip(*(unit.target for unit in self.units), strict=True)]
-        self.batch = data, targets
-
-    def step(self, method: str) -> None:
-        if method == "plain":
-            self._plain()
-        else:
-            self._private(self.engines[method])
-
-    def _plain(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            value = self.loss(self.network(self.batch[0]), self.batch[1])
-        torch.autograd.backward(value)
-        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), 12)
-        self.optimizer.step()
-
-    def _private(self, engine: GradientEngine) -> None:
-        summed = engine.clipped_sum(self.units, NormClip(CLIP_NORM))
-        for name, tensor in summed.total.items():
-            add_gaussian_(tensor, NOISE, self.noise)
-            self.trained[name].grad = tensor.div_(len(self.units))
-        self.optimizer.step()
-
-    def error(self, method: str) -> float:
-        """Largest deviation of an engine's unclipped mean from the gradient of the whole batch, relative to its norm."""
-        summed = self.engines[method].clipped_sum(self.units, NormClip(1e9)).total
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.loss(self.network(self.batch[0]), self.batch[1]))
-        plain = {name: parameter.grad for name, parameter in self.trained.items()}
-        norm = torch.sqrt(sum((g.double() ** 2).sum() for g in plain.values()))  # type: ignore[union-attr]
-        worst = max(float((summed[name] * 1e9 / len(self.units) - plain[name]).abs().max()) for name in summed)
-        return worst / float(norm)
-
-
-def timed(bench: Bench, repeats: int) -> dict[str, float]:
-    """Median seconds of a step, methods in turn, after one step of each to warm up."""
-    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
-    for repeat in range(repeats + 1):
-        for method in METHODS:
-            began = time.perf_counter()
-            bench.step(method)
-            _finish(bench.device)
-            if repeat:
-                seconds[method].append(time.perf_counter() - began)
-    return {method: statistics.median(values) for method, values in seconds.items()}
-
-
-def peak_memory(size: NetworkSize, patches_per_unit: int, device: torch.device, method: str) -> float:
-    """Peak MiB of the second step above what model, optimizer and patches take; in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (size, patches_per_unit, str(device), method, torch.get_num_threads()))
-
-
-def _peak(size: NetworkSize, patches_per_unit: int, device: str, method: str, threads: int) -> float:
-    torch.set_num_threads(threads)
-    bench = Bench(size, patches_per_unit, torch.device(device))
-    bench.step(method)  # the optimizer's state is made here
-    bench.optimizer.zero_grad(set_to_none=True)
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        bench.step(method)
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    return _watched(lambda: bench.step(method)) / 2**20
-
-
-def _watched(work: Callable[[], None]) -> float:
-    """Growth of the resident set while ``work`` runs, looked at every two milliseconds."""
-    process, done = psutil.Process(), threading.Event()
-    before = process.memory_info().rss
-    peak = [before]
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    work()
-    done.set()
-    watcher.join()
-    return float(peak[0] - before)
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def measure(size: NetworkSize, patches_per_unit: int, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """One row per method."""
-    bench = Bench(size, patches_per_unit, device)
-    seconds = timed(bench, repeats)
-    engines = [method for method in METHODS if method != "plain"]
-    error = {method: bench.error(method) if device.type == "cpu" else None for method in engines}
-    parameters = sum(parameter.numel() for parameter in bench.trained.values())
-    del bench
-    memory = {method: peak_memory(size, patches_per_unit, device, method) for method in METHODS}
-    return [
-        {
-            "network": size.network,
-            "dims": size.dims,
+def rows_of(case: Case, found: Measured, device: torch.device) -> Iterator[dict[str, Any]]:
+    """One row per method that can do the case; null where there is no number, and then a reason."""
+    clock = "wall" if device.type == "cuda" else "cpu"
+    plain = found.seconds.get("plain")
+    for method in METHODS:
+        if missing(method, case):
+            continue
+        own = found.seconds.get(method)
+        yield {
+            **_described(case),
+            "parameters": found.parameters,
             "method": method,
-            "patches_per_patient": patches_per_unit,
-            "time_ratio": round(seconds[method] / seconds["plain"], 3),
-            "memory_ratio": round(memory[method] / memory["plain"], 3),
-            "max_rel_error": error.get(method, 0.0),
-            "seconds": round(seconds[method], 4),
-            "memory_mib": round(memory[method], 1),
-            "patch_size": list(size.patch),
-            "patients": UNITS[size.dims],
-            "parameters": parameters,
+            "time_ratio": _ratio(own, plain, clock),
+            "gradient_ratio": _ratio(own, plain, f"gradient_{clock}"),
+            "memory_ratio": _rounded(found.memory.get(method), found.memory.get("plain")),
+            "error": found.errors.get(method),
+            "error_float64": found.exact_errors.get(method),
+            "clock": clock,
+            "seconds": {name: round(value, 4) for name, value in vars(own).items()} if own else None,
+            "memory_mib": _rounded(found.memory.get(method), 1.0),
+            "reason": found.reasons.get(method),
         }
-        for method in METHODS
-    ]
+
+
+def _described(case: Case) -> dict[str, Any]:
+    size = case.size
+    return {
+        "network": size.network, "dims": size.dims, "patch_size": list(size.patch), "features": size.features,
+        "stages": size.stages, "patients": case.patients, "patches_per_patient": case.patches,
+    }  # fmt: skip
+
+
+def _ratio(own: Any, plain: Any, clock: str) -> float | None:
+    return _rounded(getattr(own, clock, None), getattr(plain, clock, None))
+
+
+def _rounded(value: float | None, base: float | None) -> float | None:
+    return round(value / base, 3) if value is not None and base else None
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on."""
+    models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def run(
+    sizes: Sizes, limit: int, patches: list[int], device: torch.device, repeats: int, file: Path | None
+) -> dict[str, Any]:
+    """Measure all cases; the file is complete after each of them."""
+    result: dict[str, Any] = {"machine": machine(device), "repeats": repeats, "rows": [], "left_out": []}
+    console, began = Console(width=120), time.perf_counter()
+    for case in [Case(size, patients, number) for size, patients in sizes for number in patches]:
+        if case.work > limit:
+            result["left_out"].append({**_described(case), "reason": f"work {case.work:.1e} is beyond {limit:.1e}"})
+            continue
+        try:
+            rows = list(rows_of(case, measure(case, device, repeats), device))
+        except RuntimeError as error:  # not one method: the network itself does not fit
+            result["left_out"].append({**_described(case), "reason": f"{type(error).__name__}: {error!s:.160}"})
+            continue
+        result["rows"] += rows
+        absent = ((method, missing(method, case)) for method in METHODS)
+        result["left_out"] += [{**_described(case), "method": method, "reason": why} for method, why in absent if why]
+        result["seconds"] = round(time.perf_counter() - began, 1)
+        console.print(table_of(str(case), rows))
+        if file:
+            save(file, result)
+    for left in result["left_out"]:
+        console.print("left out:", json.dumps(left), highlight=False)
+    if file:
+        save(file, result)
+    return result
+
+
+def save(file: Path, result: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, file)
+
+
+def table_of(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table("method", "step", "gradient", "memory", "seconds", "MiB", "error", "float64", title=title)
+    for row in rows:
+        if row["reason"]:
+            table.add_row(row["method"], row["reason"])
+            continue
+        ratios = [_text(row[name], ".2f") for name in ("time_ratio", "gradient_ratio", "memory_ratio")]
+        errors = [_text(row[name], ".1e") for name in ("error", "error_float64")]
+        seconds = (row["seconds"] or {}).get(row["clock"])
+        table.add_row(row["method"], *ratios, _text(seconds, ".3f"), _text(row["memory_mib"], ".0f"), *errors)
+    return table
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small networks, few repeats: under three minutes")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--patches", type=int, nargs="+", default=[1, 4], help="K, patches per patient")
-    parser.add_argument("--repeats", type=int, default=0, help="timed steps of each method; default 3 (quick) or 7")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES["quick" if arguments.quick else "full"]
-    rows: list[dict[str, Any]] = []
-    for size in sizes:
-        for patches in arguments.patches:
-            rows += measure(size, patches, device, arguments.repeats or (3 if arguments.quick else 7))
-            for row in rows[-len(METHODS) :]:
-                print(
-                    f"{row['network']:7} {row['dims']}D {'x'.join(map(str, row['patch_size'])):11} K={row['patches_per_patient']} "
-                    f"{row['method']:6} time {row['time_ratio']:5.2f} ({row['seconds']:.3f} s)  memory "
-                    f"{row['memory_ratio']:5.2f} ({row['memory_mib']:.0f} MiB)",
-                    flush=True,
-                )
-            if arguments.json:
-                arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    if not arguments.json:
-        json.dump(rows, sys.stdout, indent=1)
+    parser.add_argument("--quick", action="store_true", help="small networks: under three minutes on a CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch on a CPU")
+    parser.add_argument("--patches", type=int, nargs="+", default=[1, 2, 8], help="K, patches per patient")
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps of each method")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--plot", type=Path, help="draw the ratios: .png or .svg")
+    parser.add_argument("--from", type=Path, dest="source", help="draw the numbers of this file, measure nothing")
+    options = parser.parse_args()
+    if options.source:
+        result = json.loads(options.source.read_text(encoding="utf-8"))
+    else:
+        torch.set_num_threads(options.threads)
+        device = torch.device(options.device)
+        kind = device.type if device.type == "cuda" else "quick" if options.quick else "cpu"
+        result = run(SIZES[kind], MOST_WORK[kind], options.patches, device, options.repeats, options.json)
+    if options.plot:
+        draw(result, options.plot)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.dataloading import data_loader as stock_loader
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from threadpoolctl import ThreadpoolController
 from torch import nn
 
 from nnunet_adpfl.errors import InputError
@@ -166,6 +169,7 @@ class PatchSource:
             ignore_label=labels.ignore_label,
         )
         _switch_off_benchmarks(transforms)
+        self.units_at_once = max(1, settings.batch_size // patches_per_unit)  # that the fused engine takes in one batch
         dataset = infer_dataset_class(str(folder))(str(folder))
         self._loader = _ChosenCasesLoader(
             _OneCaseCache(dataset),
@@ -201,6 +205,22 @@ class _ChosenCasesLoader(nnUNetDataLoader):
 
     def get_indices(self) -> Sequence[str]:
         return self.chosen
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """nnU-Net limits all thread pools for every batch, and looks them up anew (5 ms, more than a small patch takes)."""
+        looked_up = stock_loader.threadpool_limits
+        stock_loader.threadpool_limits = _thread_pools().limit
+        try:
+            batch: dict[str, Any] = super().generate_train_batch()
+        finally:
+            stock_loader.threadpool_limits = looked_up
+        return batch
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    """Thread pools of the libraries in this process, looked up at the first patch, when all of them are loaded."""
+    return ThreadpoolController()
 
 
 class _OneCaseCache:

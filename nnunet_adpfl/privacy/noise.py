@@ -97,17 +97,25 @@ def add_gaussian_(
         raise ValueError(f"noise must have a standard deviation above 0, not {standard_deviation}")
     flat = tensor.view(-1) if tensor.is_contiguous() else tensor.flatten()
     device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device  # mps has no float64
+    drawn = np.empty((min(terms, 2), min(_CHUNK, flat.numel())))
     for first in range(0, flat.numel(), _CHUNK):
         part = flat[first : first + _CHUNK]
-        sample = np.zeros(part.numel())
-        for _ in range(terms):
-            sample += generator.standard_normal(part.numel())
+        sample = _gaussian_sums(generator, drawn[:, : part.numel()], terms)
         noisy = part.to(device, torch.float64).add_(
             torch.from_numpy(sample).to(device), alpha=standard_deviation / math.sqrt(terms)
         )
         part.copy_(on_grid(noisy, standard_deviation))
     if not tensor.is_contiguous():
         tensor.copy_(flat.view(tensor.shape))
+
+
+def _gaussian_sums(generator: np.random.Generator, drawn: np.ndarray, terms: int) -> np.ndarray:
+    """Sums of Gaussians, in the first row of ``drawn``: fresh memory for every chunk would cost a little more time."""
+    size = drawn.shape[1]
+    generator.standard_normal(size, out=drawn[0])
+    for _ in range(terms - 1):
+        drawn[0] += generator.standard_normal(size, out=drawn[1])
+    return drawn[0]
 
 
 def noisy_number(value: float, standard_deviation: float, generator: np.random.Generator) -> float:

@@ -16,11 +16,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
-from nnunet_adpfl.nnunet_compat.training import Patches, PatchSource
+from nnunet_adpfl.nnunet_compat.training import PatchSource
 from nnunet_adpfl.privacy.gradients.interface import UnitPatches
+from nnunet_adpfl.trainers.parcel import Parcel
 
 DEFAULT_WORKERS = 2
 WORKERS_VARIABLE = "nnUNet_n_proc_DA"
+_LEAST_PREFETCH = 2  # units of each worker
 
 
 class UnreadableCaseError(PrivacyRefusedError):
@@ -51,10 +53,13 @@ class PatientLoader:
         options: dict[str, Any] = {}
         if count > 0:
             context = multiprocessing.get_context("fork" if device.type == "cpu" else "forkserver")
-            options = {"multiprocessing_context": context, "persistent_workers": True, "prefetch_factor": 2}
-        self._loader: DataLoader[Patches] = DataLoader(
+            options = {"multiprocessing_context": context, "persistent_workers": True}
+            # A batch of the engine lies ready when it asks for one: it takes one at once and none while it works.
+            options["prefetch_factor"] = max(_LEAST_PREFETCH, -(-source.units_at_once // count))
+        self._loader: DataLoader[Parcel | str] = DataLoader(
             _UnitPatchSet(source),
             batch_size=None,
+            collate_fn=_as_it_is,
             sampler=self._queue,
             num_workers=count,
             worker_init_fn=_one_thread,
@@ -71,10 +76,10 @@ class PatientLoader:
         self._queue.requests = list(requests)
         if not requests:
             return
-        for data, target in self._loader:
-            if isinstance(data, str):
-                raise UnreadableCaseError(data)
-            yield UnitPatches(self._moved(data), self._moved_target(target))
+        for parcel in self._loader:
+            if isinstance(parcel, str):
+                raise UnreadableCaseError(parcel)
+            yield parcel.unpacked(self._device)
 
     def close(self) -> None:
         """Stop the workers."""
@@ -82,12 +87,6 @@ class PatientLoader:
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
             self._loader._iterator = None
-
-    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._device, non_blocking=True)
-
-    def _moved_target(self, target: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-        return [self._moved(part) for part in target] if isinstance(target, list) else self._moved(target)
 
 
 def default_workers() -> int:
@@ -104,12 +103,12 @@ class _UnitPatchSet(Dataset[Any]):
     def __init__(self, source: PatchSource) -> None:
         self._source = source
 
-    def __getitem__(self, request: UnitRequest) -> Any:
+    def __getitem__(self, request: UnitRequest) -> Parcel | str:
         try:
-            return self._source.patches(request.cases, request.key)
+            return Parcel.packed(*self._source.patches(request.cases, request.key))
         except Exception as error:
             # A worker's exception would lose its sentence in a traceback of processes; strings travel intact.
-            return _reason(request, error), []
+            return _reason(request, error)
 
 
 class _Queue(Sampler[UnitRequest]):
@@ -126,6 +125,10 @@ def _reason(request: UnitRequest, error: Exception) -> str:
         f"a preprocessed case among {', '.join(request.cases)} cannot be read ({type(error).__name__}: {first_line}); "
         "preprocess it again with `adpfl plan`"
     )
+
+
+def _as_it_is(parcel: Any) -> Any:
+    return parcel
 
 
 def _one_thread(_: int) -> None:

@@ -109,16 +109,16 @@ class PrivateTraining:
         settings = self.mechanism.plan.optimizer
         post_processing.keep_largest_(update.gradient, settings.keep_fraction)
         for name, parameter in self.trained.items():
-            parameter.grad = update.gradient[name]
+            parameter.grad = post_processing.laid_out_like(update.gradient[name], parameter)
         for group in self.optimizer.param_groups:
             group["lr"] = post_processing.learning_rate_at(settings, step, self.mechanism.plan.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if settings.ema_decay and self.average is not None:
             decay = post_processing.average_decay(settings.ema_decay, step)
+            averages = [self.average[name] for name in self.trained]
             with torch.no_grad():
-                for name, parameter in self.trained.items():
-                    self.average[name].lerp_(parameter, 1 - decay)
+                torch._foreach_lerp_(averages, list(self.trained.values()), 1 - decay)
 
 
 def _note_count(outcome: BlockOutcome, update: NoisyUpdate, expected_units: float) -> None:

@@ -121,6 +121,7 @@ SIGNATURES = {
     ),
 }
 MODULE_NAMES = {
+    "nnunetv2.training.dataloading.data_loader": ("threadpool_limits",),
     PLANNER: (
         "nnUNet_preprocessed", "get_filenames_of_train_images_and_targets", "_maybe_copy_splits_file",
         "get_allowed_n_proc_DA", "ExperimentPlanner",

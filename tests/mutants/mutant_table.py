@@ -204,12 +204,12 @@ MUTANTS = (
     ),
     Mutant(
         "drawn again until nobody unreadable is drawn", 2, "trainers/patient_loader.py",
-        {"raise UnreadableCaseError(data)": "raise InputError(data)"},
+        {"raise UnreadableCaseError(parcel)": "raise InputError(parcel)"},
         (f"{LOADER}::test_rule_02_an_unreadable_case_stops_the_run_and_nobody_is_drawn_again",),
     ),
     Mutant(
         "an unreadable case is skipped, the next one takes its place", 2, "trainers/patient_loader.py",
-        {"raise UnreadableCaseError(data)": "continue"},
+        {"raise UnreadableCaseError(parcel)": "continue"},
         (f"{LOADER}::test_rule_02_an_unreadable_case_stops_the_stream_with_one_line",),
     ),
     # Rule 3: a patient's gradient
@@ -379,11 +379,7 @@ MUTANTS = (
     ),
     Mutant(
         "noise that is not Gaussian", 7, "privacy/noise.py",
-        {
-            "sample += generator.standard_normal(part.numel())": (
-                "sample += generator.uniform(-(3**0.5), 3**0.5, part.numel())"
-            )
-        },
+        {"generator.standard_normal(size, out=drawn[0])": "drawn[0] = generator.uniform(-(3**0.5), 3**0.5, size)"},
         (f"{NOISE}::test_rule_07_shape_is_gaussian",),
     ),
     Mutant(

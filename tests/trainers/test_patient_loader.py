@@ -22,6 +22,7 @@ from nnunet_adpfl.privacy.mechanism import Permit
 from nnunet_adpfl.privacy.noise import SecretRandomness
 from nnunet_adpfl.privacy.sampling import poisson_draw
 from nnunet_adpfl.trainers import prepared_fold
+from nnunet_adpfl.trainers.parcel import Parcel
 from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnitRequest, UnreadableCaseError, default_workers
 from nnunet_adpfl.trainers.private_training import PrivateTraining
 
@@ -115,6 +116,51 @@ def test_rule_01_patches_are_spread_over_a_units_cases(source: Source) -> None:
     assert {len(cases) for cases in single} == {1}
     assert {cases[0] for cases in single} == both
     assert cases_cut(source(patches=3), "patient_01", keys[0]) == ["case_01_0"] * 3
+
+
+@pytest.mark.parametrize(("unit", "k"), [("patient_01", 4), ("patient_00", 4), ("patient_00", 1), ("patient_00", 8)])
+def test_k_patches_of_a_case_read_it_once(unit: str, k: int, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    patches, read_cases = source(patches=k), []
+    dataset = patches._loader._data._dataset
+    original = dataset.load_case
+    monkeypatch.setattr(dataset, "load_case", lambda case: read_cases.append(case) or original(case))
+    cut = cases_cut(patches, unit, bytes(32))
+    assert len(cut) == k
+    assert read_cases == sorted(set(cut))
+
+
+def test_thread_pools_are_looked_up_once_and_limited_for_every_unit(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    patches, threads = source(), []
+    transforms, torch_threads = patches._loader.transforms, torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    def transform(**sample: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return transforms(**sample)
+
+    patches._loader.transforms = transform
+    patches.patches(UNITS["patient_00"], bytes(32))
+    monkeypatch.setattr("threadpoolctl.ThreadpoolController.__init__", lambda *_: pytest.fail("looked up again"))
+    patches.patches(UNITS["patient_01"], bytes(32))
+    assert threads == [1] * 4
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(torch_threads)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("scales", [0, 1, 3])
+def test_a_parcel_holds_what_was_packed(scales: int, regions: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(3, 2, 5, 7, generator=generator)
+    made = [torch.randint(0, 2, (3, 1, 5 + scale, 7), generator=generator) for scale in range(max(1, scales))]
+    targets = [target.bool() if regions else target.to(torch.int16) for target in made]
+    unpacked = Parcel.packed(data, targets if scales else targets[0]).unpacked(torch.device("cpu"))
+    assert isinstance(unpacked.target, list) == bool(scales)
+    found = unpacked.target if isinstance(unpacked.target, list) else [unpacked.target]
+    for got, wanted in zip([unpacked.data, *found], [data, *targets], strict=True):
+        assert got.dtype == wanted.dtype
+        assert got.is_contiguous()
+        assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize(("configuration", "dims"), [(CONFIGURATION, 3), ("2d", 2)])
