@@ -13,6 +13,7 @@ the first stage, twice for residual encoders) is beyond a limit, are listed unde
 
     python benchmarks/step_cost.py --quick --json step_cost.json --plot step_cost.png      # CPU: under three minutes
     python benchmarks/step_cost.py --json step_cost.json                                   # CPU: a quarter of an hour
+    python benchmarks/step_cost.py --sizes large --patches 1 --methods fused "fused inverted"
     python benchmarks/step_cost.py --from step_cost.json --plot step_cost.svg              # draws, measures nothing
 """
 
@@ -44,12 +45,19 @@ QUICK: Sizes = (
     (NetworkSize("resenc", (16, 16, 16), 8, 3, 32), 2),
 )
 FULL: Sizes = (
-    (NetworkSize("plain", (64, 64), 16, 6, 256, channels=3), 4),
     (NetworkSize("plain", (128, 128), 32, 6, 512, channels=3), 2),
-    (NetworkSize("resenc", (64, 64), 16, 6, 256, channels=3), 4),
+    (NetworkSize("plain", (192, 192), 32, 6, 512, channels=3), 2),
+    (NetworkSize("resenc", (96, 96), 32, 5, 512, channels=3), 2),
+    (NetworkSize("plain", (32, 32, 32), 32, 4, 320), 2),
+    (NetworkSize("resenc", (32, 32, 32), 32, 4, 320), 2),
+    (NetworkSize("plain", (64, 64), 16, 5, 256, channels=3), 4),
     (NetworkSize("plain", (16, 16, 16), 16, 3, 64), 4),
-    (NetworkSize("plain", (24, 32, 32), 32, 4, 320), 2),
-    (NetworkSize("resenc", (24, 32, 32), 32, 4, 320), 2),
+)
+LARGE: Sizes = (
+    (NetworkSize("plain", (256, 256), 32, 7, 512, channels=3), 4),
+    (NetworkSize("resenc", (256, 256), 32, 7, 512, channels=3), 2),
+    (NetworkSize("plain", (64, 64, 64), 32, 5, 320), 2),
+    (NetworkSize("resenc", (64, 64, 64), 32, 5, 320), 2),
 )
 GPU: Sizes = (  # nnU-Net's own for large images
     (NetworkSize("plain", (512, 512), 32, 8, 512, channels=3), 12),
@@ -57,16 +65,16 @@ GPU: Sizes = (  # nnU-Net's own for large images
     (NetworkSize("plain", (128, 128, 128), 32, 6, 320, channels=4), 2),
     (NetworkSize("resenc", (128, 128, 128), 32, 6, 320, channels=4), 2),
 )
-SIZES = {"quick": QUICK, "cpu": FULL, "cuda": GPU}
-MOST_WORK = {"quick": 500_000, "cpu": 4_000_000, "cuda": 2**29}  # of a case
+SIZES = {"quick": QUICK, "full": FULL, "large": LARGE, "gpu": GPU}
+MOST_WORK = {"quick": 500_000, "full": 4_200_000, "large": 40_000_000, "gpu": 2**29}  # of a case
 PACKAGES = ("torch", "opacus", "nnunetv2", "dynamic-network-architectures", "numpy")
 
 
-def rows_of(case: Case, found: Measured, device: torch.device) -> Iterator[dict[str, Any]]:
+def rows_of(case: Case, methods: list[str], found: Measured, device: torch.device) -> Iterator[dict[str, Any]]:
     """One row per method that can do the case; null where there is no number, and then a reason."""
     clock = "wall" if device.type == "cuda" else "cpu"
     plain = found.seconds.get("plain")
-    for method in METHODS:
+    for method in methods:
         if missing(method, case):
             continue
         own = found.seconds.get(method)
@@ -120,22 +128,22 @@ def _lines(path: str) -> list[str]:
 
 
 def run(
-    sizes: Sizes, limit: int, patches: list[int], device: torch.device, repeats: int, file: Path | None
+    cases: list[Case], limit: int, methods: list[str], device: torch.device, repeats: int, file: Path | None
 ) -> dict[str, Any]:
     """Measure all cases; the file is complete after each of them."""
     result: dict[str, Any] = {"machine": machine(device), "repeats": repeats, "rows": [], "left_out": []}
     console, began = Console(width=120), time.perf_counter()
-    for case in [Case(size, patients, number) for size, patients in sizes for number in patches]:
+    for case in cases:
         if case.work > limit:
             result["left_out"].append({**_described(case), "reason": f"work {case.work:.1e} is beyond {limit:.1e}"})
             continue
         try:
-            rows = list(rows_of(case, measure(case, device, repeats), device))
+            rows = list(rows_of(case, methods, measure(case, methods, device, repeats), device))
         except RuntimeError as error:  # not one method: the network itself does not fit
             result["left_out"].append({**_described(case), "reason": f"{type(error).__name__}: {error!s:.160}"})
             continue
         result["rows"] += rows
-        absent = ((method, missing(method, case)) for method in METHODS)
+        absent = ((method, missing(method, case)) for method in methods)
         result["left_out"] += [{**_described(case), "method": method, "reason": why} for method, why in absent if why]
         result["seconds"] = round(time.perf_counter() - began, 1)
         console.print(table_of(str(case), rows))
@@ -174,7 +182,9 @@ def _text(value: float | None, form: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small networks: under three minutes on a CPU")
+    parser.add_argument("--quick", action="store_true", help="as --sizes quick")
+    parser.add_argument("--sizes", choices=SIZES, help="default: full on a CPU, gpu (nnU-Net's own) on a GPU")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="beside plain and loop, which are always measured")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch on a CPU")
     parser.add_argument("--patches", type=int, nargs="+", default=[1, 2, 8], help="K, patches per patient")
@@ -188,8 +198,10 @@ def main() -> None:
     else:
         torch.set_num_threads(options.threads)
         device = torch.device(options.device)
-        kind = device.type if device.type == "cuda" else "quick" if options.quick else "cpu"
-        result = run(SIZES[kind], MOST_WORK[kind], options.patches, device, options.repeats, options.json)
+        kind = options.sizes or ("gpu" if device.type == "cuda" else "quick" if options.quick else "full")
+        cases = [Case(size, patients, number) for size, patients in SIZES[kind] for number in options.patches]
+        methods = [method for method in METHODS if method in ("plain", "loop", *options.methods)]
+        result = run(cases, MOST_WORK[kind], methods, device, options.repeats, options.json)
     if options.plot:
         draw(result, options.plot)
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import step_memory
 import torch
-from step_methods import METHODS, Bench, Case, Gradients, length, missing
+from step_methods import Bench, Case, Gradients, length, missing
 
 from nnunet_adpfl.privacy.clipping import NoClip, NormClip
 
@@ -52,12 +52,12 @@ class Measured:
         return None
 
 
-def measure(case: Case, device: torch.device, repeats: int) -> Measured:
+def measure(case: Case, wanted: list[str], device: torch.device, repeats: int) -> Measured:
     """Check every method against the loop engine, then time those that are right, in turn, then their memory."""
     found = Measured()
-    found.exact_errors, wrong = exact_errors(case.small(), device)
+    found.exact_errors, wrong = exact_errors(case.small(), tuple(wanted), device)
     found.reasons.update(wrong)
-    methods = [method for method in METHODS if not missing(method, case) and method not in wrong]
+    methods = [method for method in wanted if not missing(method, case) and method not in wrong]
     bench = Bench(case, device, methods)
     found.parameters = sum(parameter.numel() for parameter in bench.trained.values())
     _warm_up(bench, found, methods)
@@ -72,11 +72,11 @@ def measure(case: Case, device: torch.device, repeats: int) -> Measured:
 
 
 @functools.lru_cache
-def exact_errors(case: Case, device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
+def exact_errors(case: Case, wanted: tuple[str, ...], device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
     """Relative error of each method in float64 with one of two units clipped, and the reasons of those that are wrong."""
     found = Measured()
-    methods = [method for method in METHODS if not missing(method, case)]
-    bench = Bench(case, device, methods, double=True)
+    methods = [method for method in wanted if not missing(method, case)]
+    bench = Bench(case, device, {*methods, "loop"}, double=True)
     rule = _between_norms(bench)
     reference = bench.gradient("loop", rule)
     for method in methods:
@@ -85,7 +85,7 @@ def exact_errors(case: Case, device: torch.device) -> tuple[dict[str, float], di
             found.exact_errors[method] = error
             if not error < EXACT:
                 found.reasons[method] = f"wrong: float64 error {error:.1e} on {case}"
-        if method == "fused" and bench.engines[method].unsupported:  # type: ignore[attr-defined]
+        if method.startswith("fused") and bench.engines[method].unsupported:  # type: ignore[attr-defined]
             found.reasons[method] = f"left to the loop engine: {bench.engines[method].unsupported}"  # type: ignore[attr-defined]
     return found.exact_errors, found.reasons
 

@@ -19,7 +19,7 @@ from nnunet_adpfl.privacy.noise import add_gaussian_
 from nnunet_adpfl.privacy.plan import Trainable
 from nnunet_adpfl.trainers.parameters import select_trained
 
-METHODS = ("plain", "loop", "fused", "opacus hooks", "opacus ghost", "vmap")
+METHODS = ("plain", "loop", "fused", "fused inverted", "opacus hooks", "opacus ghost", "vmap")
 LEARNING_RATE, CLIP_NORM, NOISE = 1e-6, 1.0, 1.0  # the rate is so small that all methods see the same weights
 Gradients = dict[str, torch.Tensor]
 
@@ -83,8 +83,9 @@ class Bench:
 
     def _engine(self, method: str) -> GradientEngine:
         parts = self.network, self.loss, self.trained
-        if method == "fused":
-            return FusedEngine(*parts, patches_at_once=len(self.batch[0]), autocast=self.autocast)
+        if method.startswith("fused"):
+            inverted = method == "fused inverted"
+            return FusedEngine(*parts, patches_at_once=len(self.batch[0]), autocast=self.autocast, invert_activations=inverted)
         kinds = {"loop": LoopEngine, "opacus hooks": HooksEngine, "opacus ghost": GhostEngine, "vmap": VmapEngine}
         return kinds[method](*parts, autocast=self.autocast)  # type: ignore[abstract]
 

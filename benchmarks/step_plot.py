@@ -21,6 +21,7 @@ PANELS = {
 STYLES = {  # colours that colour-blind readers can tell apart
     "loop": ("#0072B2", "o"),
     "fused": ("#D55E00", "D"),
+    "fused inverted": ("#E69F00", "d"),
     "opacus hooks": ("#009E73", "s"),
     "opacus ghost": ("#CC79A7", "^"),
     "vmap": ("#777777", "v"),
