@@ -45,9 +45,8 @@ QUICK: Sizes = (
     (NetworkSize("resenc", (16, 16, 16), 8, 3, 32), 2),
 )
 FULL: Sizes = (
-    (NetworkSize("plain", (128, 128), 32, 6, 512, channels=3), 2),
-    (NetworkSize("plain", (192, 192), 32, 6, 512, channels=3), 2),
-    (NetworkSize("resenc", (96, 96), 32, 5, 512, channels=3), 2),
+    (NetworkSize("plain", (128, 128), 32, 6, 512, channels=3), 4),
+    (NetworkSize("resenc", (96, 96), 32, 5, 512, channels=3), 4),
     (NetworkSize("plain", (32, 32, 32), 32, 4, 320), 2),
     (NetworkSize("resenc", (32, 32, 32), 32, 4, 320), 2),
     (NetworkSize("plain", (64, 64), 16, 5, 256, channels=3), 4),

@@ -19,7 +19,7 @@ from nnunet_adpfl.experiments import audit, audit_networks
 from nnunet_adpfl.experiments.audit import AuditResult, Panel
 from nnunet_adpfl.experiments.audit_networks import CanaryTrainer
 from nnunet_adpfl.federation.training import chosen_device
-from nnunet_adpfl.nnunet_compat.training import PatchSource
+from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.privacy import accounting
 from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.privacy.audit import bounds, canary

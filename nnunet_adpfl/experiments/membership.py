@@ -19,7 +19,8 @@ from nnunet_adpfl import folders
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.experiments.audit import Sample
 from nnunet_adpfl.nnunet_compat import training as stock
-from nnunet_adpfl.nnunet_compat.training import PatchSource, PlannedTrainer
+from nnunet_adpfl.nnunet_compat.patches import PatchSource
+from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy.summary import summarise
 from nnunet_adpfl.progress import note, track
 from nnunet_adpfl.trainers import checkpoint as checkpoints

@@ -10,7 +10,8 @@ from nnunet_adpfl import folders
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation.engines.in_process import InProcess
 from nnunet_adpfl.federation.rounds import FederatedRun
-from nnunet_adpfl.nnunet_compat.training import PatchSource, PlannedTrainer
+from nnunet_adpfl.nnunet_compat.patches import PatchSource
+from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy.noise import Randomness, SecretRandomness
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import noise_control, patient_totals, prepared_fold, private_model, run_manifest

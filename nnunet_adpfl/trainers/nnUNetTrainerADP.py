@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_adpfl import atomic_files, folders
 from nnunet_adpfl.errors import AdpflError, InputError, PrivacyRefusedError
-from nnunet_adpfl.nnunet_compat.training import PatchSource
+from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers import noise_control, post_processing, prepared_fold, private_model, run_manifest
 from nnunet_adpfl.trainers.central_run import CentralRun

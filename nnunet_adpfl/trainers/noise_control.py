@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from nnunet_adpfl.nnunet_compat.training import PatchSource
+from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.privacy.plan import Adaptation
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.private_model import PrivateModel

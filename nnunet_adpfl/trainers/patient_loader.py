@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
-from nnunet_adpfl.nnunet_compat.training import PatchSource
+from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.privacy.gradients.interface import UnitPatches
 from nnunet_adpfl.trainers.parcel import Parcel
 

@@ -100,6 +100,7 @@ def test_rule_15_tensors_are_read_from_files_in_one_place() -> None:
 def test_only_the_compatibility_folder_and_the_trainers_touch_nnunet() -> None:
     users = {found.file for file in files() for found in imports(file) if found.module.split(".")[0] == "nnunetv2"}
     assert {str(user) for user in users} == {
+        "nnunet_compat/patches.py",
         "nnunet_compat/planning.py",
         "nnunet_compat/prediction.py",
         "nnunet_compat/training.py",

@@ -13,7 +13,8 @@ from workspace import CONFIGURATION, LOCAL_STEPS, PLANS, SEED, Workspace
 
 from nnunet_adpfl.federation.client import Site
 from nnunet_adpfl.federation.messages import RoundTask, Weights
-from nnunet_adpfl.nnunet_compat.training import PatchSource, PlannedTrainer
+from nnunet_adpfl.nnunet_compat.patches import PatchSource
+from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum
 from nnunet_adpfl.privacy.noise import Randomness

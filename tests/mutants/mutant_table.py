@@ -124,7 +124,7 @@ MUTANTS = (
         (f"{REFUSALS}::test_rule_01_a_unit_that_both_trains_and_validates_is_named",),
     ),
     Mutant(
-        "patches of a unit's first case only", 1, "nnunet_compat/training.py",
+        "patches of a unit's first case only", 1, "nnunet_compat/patches.py",
         {"order = np.random.permutation(len(cases)).tolist() * turns": "order = [0] * len(cases) * turns"},
         (f"{LOADER}::test_rule_01_patches_are_spread_over_a_units_cases",),
     ),
@@ -266,22 +266,22 @@ MUTANTS = (
         (f"{REAL}::test_rule_03_networks_that_mix_patients_are_refused",),
     ),
     Mutant(
-        "foreground oversampled by position", 3, "nnunet_compat/training.py",
+        "foreground oversampled by position", 3, "nnunet_compat/patches.py",
         {"            probabilistic_oversampling=True,": "            probabilistic_oversampling=False,"},
         (f"{LOADER}::test_rule_03_foreground_is_oversampled_by_chance_for_each_patch_alone",),
     ),
     Mutant(
-        "one augmentation stream for all patients", 3, "nnunet_compat/training.py",
+        "one augmentation stream for all patients", 3, "nnunet_compat/patches.py",
         {"        with _seeded(key):": "        if True:"},
         (f"{LOADER}::test_rule_03_patches_are_the_same_bits_whoever_else_is_drawn",),
     ),
     Mutant(
-        "torch's generator is not keyed", 3, "nnunet_compat/training.py",
+        "torch's generator is not keyed", 3, "nnunet_compat/patches.py",
         {'    torch.random.default_generator.manual_seed(int.from_bytes(key[:8], "little") >> 1)\n': ""},
         (f"{LOADER}::test_rule_03_patches_do_not_depend_on_generators_of_the_process",),
     ),
     Mutant(
-        "patches keyed with 32 bits", 3, "nnunet_compat/training.py",
+        "patches keyed with 32 bits", 3, "nnunet_compat/patches.py",
         {"np.random.seed(np.frombuffer(key, dtype=np.uint32))": "np.random.seed(int.from_bytes(key[:4], 'little'))"},
         (f"{LOADER}::test_rule_03_every_part_of_the_key_counts",),
     ),

@@ -10,7 +10,8 @@ import torch
 from injected_randomness import InjectedRandomness
 from workspace import CONFIGURATION, PLANS, SEED, Workspace, read
 
-from nnunet_adpfl.nnunet_compat.training import PatchSource, PlannedTrainer
+from nnunet_adpfl.nnunet_compat.patches import PatchSource
+from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.trainers import central_run
 from nnunet_adpfl.trainers.nnUNetTrainerADP import nnUNetTrainerADP
 from nnunet_adpfl.trainers.patient_loader import PatientLoader

@@ -15,7 +15,7 @@ from injected_randomness import InjectedRandomness
 from workspace import CONFIGURATION, PLANS, Workspace, ledgers, read, steps_paid
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
-from nnunet_adpfl.nnunet_compat.training import PatchSource
+from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, UnitPatches
 from nnunet_adpfl.privacy.mechanism import Permit

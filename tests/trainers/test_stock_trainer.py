@@ -261,7 +261,7 @@ def test_the_folder_for_nnunet_holds_the_trainers_alone(monkeypatch: pytest.Monk
 def test_an_unreadable_case_stops_a_central_run_in_one_line(
     workspace: Workspace, stock_trainer: StockTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nnunet_adpfl.nnunet_compat.training import PatchSource
+    from nnunet_adpfl.nnunet_compat.patches import PatchSource
 
     def patches(*_: Any) -> Any:
         raise RuntimeError("blosc2 says no\nand more")
