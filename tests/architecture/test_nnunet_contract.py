@@ -222,7 +222,8 @@ def test_a_batch_has_the_keys_and_the_loader_the_attributes_that_are_used() -> N
 
 def test_the_blur_that_times_itself_is_still_found(workspace: Workspace) -> None:
     """It keeps the faster of two methods: patches would differ from run to run. Ours is told to stop (compat)."""
-    from nnunet_adpfl.nnunet_compat.patches import PlannedTrainer, _switch_off_benchmarks
+    from nnunet_adpfl.nnunet_compat.patches import _switch_off_benchmarks
+    from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 
     plans, dataset = read(workspace.preprocessed / f"{PLANS}.json"), read(workspace.preprocessed / "dataset.json")
     trainer = PlannedTrainer(plans, "2d", dataset, torch.device("cpu"))
