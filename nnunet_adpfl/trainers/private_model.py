@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _NARROW = 16  # features of the first stage
 _MOST_PROBE_UNITS = 4  # random units on which engines are compared
+_MOST_ON_A_CPU = 4  # patches in a pass: more give nothing, and every pass is filled up (docs/performance.md)
 _PROBE_SEED = 0  # random patches that show which parameters get a gradient; no patient is involved
 
 
@@ -73,6 +74,8 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan, engine_choice: EngineChoice
 
     trained = select_trained(network, plan.trainable, probe)
     batch_size = trainer.configuration_manager.batch_size  # planned by nnU-Net for the memory that there is
+    if trainer.device.type == "cpu":
+        batch_size = min(batch_size, _MOST_ON_A_CPU)
     units = min(max(2, batch_size // plan.patches_per_unit), _MOST_PROBE_UNITS)
 
     def draw(number: int) -> list[UnitPatches]:

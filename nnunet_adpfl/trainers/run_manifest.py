@@ -87,7 +87,8 @@ def engine_choice(folder: Path) -> EngineChoice | None:
         return None
     try:
         choice = EngineChoice(**found)  # type: ignore[arg-type]
-        fits = choice.engine in ("loop", "fused") and isinstance(choice.patches_at_once, int) and choice.patches_at_once >= 0
+        fits = choice.engine in ("loop", "fused") and type(choice.patches_at_once) is int and choice.patches_at_once >= 0
+        fits = fits and isinstance(choice.reason, str) and isinstance(choice.seconds, dict)
     except TypeError:
         fits = False
     if not fits:

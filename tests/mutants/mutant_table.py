@@ -32,6 +32,7 @@ MODES = "trainers/test_rule_12_file_modes.py"
 TAMPERED = "privacy/test_rule_11_tampered_ledgers.py"
 TOTALS = "trainers/test_rule_11_patient_totals.py"
 AGGREGATION = "federation/test_aggregation.py"
+ALONE = "privacy/test_fused_independence.py"
 CHOICE = "privacy/test_engine_choice.py"
 INVERTED = "privacy/test_inverted_norm.py"
 FUSED = "privacy/test_fused_engine.py"
@@ -1075,20 +1076,39 @@ MUTANTS = (
         {'    if fault is not None:': '    if fault is not None and earlier is None:'},
         (f"{CHOICE}::test_rule_03_an_earlier_choice_does_not_replace_the_check",)),
     Mutant('fused: half precision is not held to the bound', 6, "privacy/gradients/choice.py",
-        {'if not agreement.longest(fused, draw(0)) <= _LONGEST:': 'if False:'},
+        {'if not agreement.longest(fused, units) <= _LONGEST:': 'if False:'},
         (f"{CHOICE}::test_rule_06_half_precision_is_held_to_the_bound",)),
     Mutant('fused: norm and sum may be computed in TF32', 6, "privacy/gradients/precision.py",
         {'place.fp32_precision = "ieee"': 'pass'},
         (f"{CHOICE}::test_rule_06_norm_and_sum_know_nothing_of_tf32",)),
     Mutant('fused: norms do not allow for rounding', 3, "privacy/gradients/record.py",
         {'norms += torch.stack(self._slacks)': 'norms += 0 * torch.stack(self._slacks)'},
-        (f"{FUSED}::test_rule_03_patches_that_nearly_cancel_stay_bounded",)),
+        (f"{ALONE}::test_rule_03_rounding_that_always_goes_one_way",)),
+    Mutant('fused: rounding as if its errors were independent', 3, "privacy/gradients/weight_gradients.py",
+        {'// product.units + 1) * torch.finfo': '// product.units + 1) ** 0.5 * 3 * torch.finfo'},
+        (f"{ALONE}::test_rule_03_rounding_that_always_goes_one_way",)),
+    Mutant('fused: ghost norms without the rounding of float64', 3, "privacy/gradients/weight_gradients.py",
+        {'.clamp(min=0) + slack': '.clamp(min=0)'},
+        (f"{ALONE}::test_rule_03_float64_networks_stay_bounded_too",)),
+    Mutant('fused: passes are not filled up', 3, "privacy/gradients/fused.py",
+        {'capacity = max(1, self._patches_at_once // patches)': 'capacity = len(units)'},
+        (f"{ALONE}::test_rule_03_norms_are_the_same_bits_whoever_else_is_drawn",
+         f"{ALONE}::test_rule_03_one_more_unit_beside_patches_that_nearly_cancel")),
+    Mutant('fused: a pass that is given up leaves something behind', 3, "privacy/gradients/fused.py",
+        {"        result = ClippedSum({})\n        while units:": "        result = self._left = ClippedSum({})\n        while units:",
+         "        return self._loop.clipped_sum(units, rule)\n\n    def _fused_sum": (
+             "        left = self._loop.clipped_sum(units, rule)\n        _merge(left, self._left)\n"
+             "        return left\n\n    def _fused_sum")},
+        (f"{ALONE}::test_rule_03_units_count_once_where_a_pass_is_given_up_half_way",)),
+    Mutant('fused: rows that no window meets are multiplied by zero', 5, "privacy/gradients/weight_gradients.py",
+        {'source.narrow(2, 0, min(source.shape[2], met))': 'source.narrow(2, 0, min(source.shape[2], step * half + rows - pad))'},
+        (f"{ALONE}::test_rule_05_what_no_window_meets_is_not_multiplied",)),
+    Mutant('fused: an engine that rounds units by their company is used', 3, "privacy/gradients/choice.py",
+        {'if fused.unsupported is None and agreement.depends_on_others(fused, units):': 'if False:'},
+        (f"{CHOICE}::test_rule_03_an_engine_in_which_units_are_rounded_by_their_company_is_never_used",)),
     Mutant('fused: ghost norms in float32', 3, "privacy/gradients/weight_gradients.py",
         {'_by_unit(vectors.double(), units)': '_by_unit(vectors, units)'},
         (f"{FUSED}::test_rule_03_ghost_norms_in_double_precision",)),
-    Mutant('fused: factors that leave the range are not noticed', 5, "privacy/gradients/record.py",
-        {'finite = finite and bool(torch.isfinite(field).all())': 'finite = True'},
-        (f"{FUSED}::test_rule_05_factors_that_leave_the_range_are_left_to_the_loop",)),
     Mutant('fused: a parameter used outside its layer is not noticed', 3, "privacy/gradients/fused.py",
         {'raise UnsupportedError("a parameter is used outside its own layer")': 'pass'},
         (f"{FUSED}::test_what_is_unknown_is_left_to_the_loop_with_one_line",)),

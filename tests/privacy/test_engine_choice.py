@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,13 +119,13 @@ def test_a_compiled_network_is_left_to_the_loop(caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("fault", ["norm", "sum", "nan"])
 def test_rule_03_a_fused_engine_that_differs_is_never_used(fault: str, ghost: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = weight_gradients.weighted
+    original = weight_gradients.per_unit
     if fault == "norm":
         squares = weight_gradients.squared_norms
         monkeypatch.setattr(weight_gradients, "squared_norms", lambda product: squares(product) / 4)
     else:
         factor = 1.001 if fault == "sum" else math.nan
-        monkeypatch.setattr(weight_gradients, "weighted", lambda product: original(product) * factor)
+        monkeypatch.setattr(weight_gradients, "per_unit", lambda *of: (own * factor for own in original(*of)))
     with pytest.raises(PrivacyRefusedError, match="engine: loop"):
         choose("fused", network())
     assert isinstance(choose("auto", network())[0], LoopEngine)
@@ -140,6 +141,15 @@ def test_rule_03_a_fault_of_a_single_tensor_is_noticed(ghost: None, monkeypatch:
     monkeypatch.setattr(weight_gradients, "squared_norms", wrong)
     with pytest.raises(PrivacyRefusedError, match="engine: loop"):
         choose("fused", small)
+
+
+def test_rule_03_an_engine_in_which_units_are_rounded_by_their_company_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = FusedEngine.norms
+    wrong = lambda self, group: {name: [norm + 2.0**-30 * len(group) for norm in own] for name, own in original(self, group).items()}  # noqa: E731
+    monkeypatch.setattr(FusedEngine, "norms", wrong)
+    with pytest.raises(PrivacyRefusedError, match="when others are drawn"):
+        choose("fused", network())
+    assert isinstance(choose("auto", network())[0], LoopEngine)
 
 
 def test_rule_06_half_precision_is_held_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +169,7 @@ def test_rule_06_half_precision_networks_are_clipped_in_full_precision(dims: int
         monkeypatch.setattr(record, "choose", lambda *_: way)
     small = net(dims, torch.float32)
     trained = dict(small.named_parameters())
-    fused = FusedEngine(small, loss, trained, patches_at_once=100, autocast=True)
+    fused = FusedEngine(small, loss, trained, patches_at_once=8, autocast=True)
     loop = LoopEngine(small, loss, trained, autocast=True)
     group = units(SHAPES[dims], 3, 2, torch.float32)
     found, expected = fused.clipped_sum(group, NoClip()), loop.clipped_sum(group, NoClip())
@@ -173,13 +183,13 @@ def test_rule_06_half_precision_networks_are_clipped_in_full_precision(dims: int
 
 def test_rule_06_norm_and_sum_know_nothing_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[str] = []
-    original = weight_gradients.weighted
+    original = weight_gradients.per_unit
 
-    def watched(product: weight_gradients.Product) -> torch.Tensor:
+    def watched(product: weight_gradients.Product, number: int) -> Iterator[torch.Tensor]:
         inside.append(torch.backends.cuda.matmul.fp32_precision + torch.backends.mkldnn.conv.fp32_precision)
-        return original(product)
+        return original(product, number)
 
-    monkeypatch.setattr(weight_gradients, "weighted", watched)
+    monkeypatch.setattr(weight_gradients, "per_unit", watched)
     monkeypatch.setattr(record, "choose", lambda *_: "ghost")
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"

@@ -177,11 +177,12 @@ def test_rule_03_ghost_norms_in_double_precision(layer: nn.Module, shape: tuple[
     product = weight_gradients.Product(source, field, window, layer.weight.detach(), 2)  # type: ignore[arg-type]
     exact = weight_gradients.Product(source.double(), field.double(), window, product.weight.double(), 2)
     squares, magnitudes = weight_gradients.squared_norms(product), weight_gradients.magnitudes(product)
-    expected = torch.stack([own.square().sum() for own in weight_gradients.per_unit(exact)])
+    expected = torch.stack([own.square().sum() for own in weight_gradients.per_unit(exact, 2)])
     assert squares.dtype == DOUBLE
-    assert torch.allclose(squares, expected, rtol=1e-13)
+    assert torch.allclose(squares, expected, rtol=1e-7)
+    assert (squares >= expected).all()
     absolute = weight_gradients.Product(exact.source.abs(), exact.field.abs(), window, exact.weight, 2)
-    bound = torch.stack([own.square().sum() for own in weight_gradients.per_unit(absolute)]).sqrt()
+    bound = torch.stack([own.square().sum() for own in weight_gradients.per_unit(absolute, 2)]).sqrt()
     assert (magnitudes >= bound * (1 - 1e-12)).all()
 
 
@@ -197,13 +198,14 @@ def test_rule_03_single_samples_are_halved_without_loss(layer: Any, rows: int) -
     whole = weight_gradients.Product(data.double(), field.double(), window, layer.weight.detach().double(), 1)
     assert weight_gradients._is_slow(data)
     assert not weight_gradients._is_slow(whole.source)
-    assert torch.allclose(weight_gradients.weighted(product).double(), weight_gradients.weighted(whole), rtol=1e-4, atol=1e-5)
+    found = weight_gradients._correlate(data, field, product)
+    assert torch.allclose(found.double(), weight_gradients._correlate(whole.source, whole.field, whole), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_rule_05_a_unit_that_is_not_finite_adds_exactly_nothing(value: float, place: int, way: str) -> None:
-    fused, _ = engines(net())
+    fused, _ = engines(net(), at_once=10)  # so that everyone is in one pass
     group = units(SHAPES[2], 4)
     bad = units(SHAPES[2], 1, seed=9)[0]
     bad.data[1, 0, 2, 2] = value
@@ -384,7 +386,7 @@ def test_rule_06_half_precision_networks_are_clipped_and_added_in_single(way: st
 
 def test_rule_03_canaries_beside_fused_units_change_the_sum_by_at_most_one() -> None:
     loop, trained = audited_model.make_engine()
-    fused = FusedEngine(loop._network, loop._loss, trained, patches_at_once=100)
+    fused = FusedEngine(loop._network, loop._loss, trained, patches_at_once=8)
     for rule in (NormClip(1.0), NormClip(1e-3)):
         _, changed = audited_model.changes(fused, trained, rule)
         assert fused.unsupported is None

@@ -39,7 +39,7 @@ def double(model: PrivateModel) -> tuple[FusedEngine, LoopEngine]:
     """The network in float64, with nnU-Net's own loss."""
     network = copy.deepcopy(model.network).double()
     trained = {name: parameter for name, parameter in network.named_parameters() if name in model.trained}
-    return FusedEngine(network, model.loss, trained, patches_at_once=100), LoopEngine(network, model.loss, trained)
+    return FusedEngine(network, model.loss, trained, patches_at_once=8), LoopEngine(network, model.loss, trained)
 
 
 def as_double(whole: UnitPatches) -> UnitPatches:

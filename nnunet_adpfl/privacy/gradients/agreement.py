@@ -44,7 +44,7 @@ def _norm_difference(fused: FusedEngine, units: list[UnitPatches], own: list[dic
 
     Relative to the norm of the tensor's gradient, or to a hundredth of the whole gradient's where that is more.
     """
-    norms, worst = fused.tensor_norms(units), 0.0
+    norms, worst = fused.norms(units), 0.0
     for index, gradient in enumerate(own):
         least = _norm(gradient) / 100
         for name, part in gradient.items():
@@ -69,6 +69,20 @@ def _distance(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Te
 
 def _norm(tensors: Mapping[str, torch.Tensor]) -> float:
     return float(torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in tensors.values()]).norm())
+
+
+def depends_on_others(fused: FusedEngine, units: list[UnitPatches]) -> bool:
+    """Whether a unit's norms change by a single bit with its place in the pass, or with who else is in it.
+
+    A blank unit is among them: behind its norms, which have nothing to divide by, rounding counts thousands of times.
+    """
+    blank = UnitPatches(torch.zeros_like(units[0].data), units[0].target)
+    several = [*units, blank]
+    norms = [fused.norms(some) for some in (several, several[::-1])]
+    alone = [fused.norms([unit]) for unit in several]
+    return any(
+        not found == norms[1][name][::-1] == [own[name][0] for own in alone] for name, found in norms[0].items()
+    )
 
 
 def longest(engine: GradientEngine, units: list[UnitPatches]) -> float:

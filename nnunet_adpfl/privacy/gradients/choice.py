@@ -67,7 +67,7 @@ def choose(
     if kind == "loop" or (earlier is not None and earlier.engine == "loop"):
         return loop, earlier or EngineChoice("loop", 0, "the privacy plan says so")
     units = draw(0)
-    patches = earlier.patches_at_once if earlier else trial.patches_that_fit(network, units[0], most_patches)
+    patches = min(earlier.patches_at_once, most_patches) if earlier else trial.patches_that_fit(network, units[0], most_patches)
     fused, fault = _verified(
         lambda half: FusedEngine(
             network, loss, trained, patches_at_once=patches, autocast=half, invert_activations=invert_activations
@@ -104,8 +104,11 @@ def _verified(
         return fused, None
     if not error <= TOLERANCE:
         return fused, f"differs from the loop engine by {error:.1e} on random patches, more than {TOLERANCE:.0e}"
+    units = draw(0)
     if autocast:
         fused = make(True)
-        if not agreement.longest(fused, draw(0)) <= _LONGEST:
+        if not agreement.longest(fused, units) <= _LONGEST:
             return fused, "gives a random patient more than the clip norm in half precision"
+    if fused.unsupported is None and agreement.depends_on_others(fused, units):
+        return fused, "rounds a patient's gradient in another way when others are drawn with it (on this device)"
     return fused, None

@@ -1,10 +1,11 @@
 """How a layer's per-unit gradients are handled, decided by shapes alone, so that no patient's content can matter.
 
 - ``keep``: each unit's gradient is computed and kept, as long as all of them fit into the memory that backward has freed.
-- ``ghost``: norms from Gram matrices of pixels; source and field are kept, and one weighted gradient follows.
-- ``twice``: each unit's gradient is computed for its norm and dropped; one weighted gradient follows.
+- ``ghost``: norms from Gram matrices of pixels; source and field are kept, and each unit's gradient is computed when its
+  weight is known, added, and dropped.
+- ``twice``: the same, with the norm from the gradient itself, which is computed, dropped, and computed again.
 
-Costs are what a way takes beyond a plain weight gradient, for one unit, in multiplications of a float32 matrix product.
+Costs are what a way takes beyond one gradient of each unit, for one unit, in multiplications of a float32 matrix product.
 The constants are rough estimates for a CPU; they decide about time only, never about the result.
 """
 
@@ -31,12 +32,15 @@ def choose(product: Product, room: int) -> Method:
     weights = product.weight.numel()
     pixels = _pixels(product.field, product.units)
     costs: dict[Method, float] = {
-        "keep": 4 * _TOUCH * weights,
-        "ghost": _gram_cost(product, pixels) + _TOUCH * weights / product.units,
-        "twice": (pixels + 2 * _TOUCH) * weights,
+        "keep": 3 * _TOUCH * weights,
+        "ghost": _gram_cost(product, pixels) + _TOUCH * weights,
+        "twice": (pixels + 3 * _TOUCH) * weights,
     }
     if product.units * weights > room + weights:  # plain training holds one
         del costs["keep"]
+    if product.field.device.type != "cpu":  # what a sum rounds to is known of direct convolutions only
+        del costs["ghost"]
+        return next(iter(costs))
     return min(costs, key=lambda method: costs[method])
 
 

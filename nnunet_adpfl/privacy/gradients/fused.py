@@ -36,7 +36,7 @@ class FusedEngine:
 
     Args:
         network, loss, trained, autocast: as for `LoopEngine`.
-        patches_at_once: how many patches may go through the network together; at least one unit does.
+        patches_at_once: how many patches go through the network together; at least one unit does.
         invert_activations: keep fewer activations, for a little more time (`inverted_norm`); not under autocast, where
             what is kept is too coarse to compute anything back from it.
     """
@@ -71,20 +71,14 @@ class FusedEngine:
         self._network.train()
         self._clear()  # a gradient that is found there later came by a way that is not recorded
         for chunk in _chunks(units, self._patches_at_once):
-            try:
-                self._add(result, chunk, rule)
-            except UnsupportedError as error:
-                self._fall_back(error)
-                _merge(result, self._loop.clipped_sum(chunk, rule))
-            finally:
-                self._clear()
+            _merge(result, self._of_chunk(chunk, rule))
         for name, parameter in self._trained.items():
             if name not in result.total:
                 result.total[name] = torch.zeros_like(parameter, dtype=wide_type(parameter))
         result.total = {name: result.total[name] for name in self._trained}
         return result
 
-    def tensor_norms(self, units: list[UnitPatches]) -> dict[str, list[float]]:
+    def norms(self, units: list[UnitPatches]) -> dict[str, list[float]]:
         """Name -> norm of each unit's gradient in that tensor alone, in which a check of sums sees little."""
         found: dict[str, list[float]] = {name: [] for name in self._trained}
         self._network.train()
@@ -101,11 +95,20 @@ class FusedEngine:
         self.unsupported = str(reason)
         log.warning("fused engine: %s; the loop engine is used instead", reason)
 
-    def _add(self, result: ClippedSum, units: list[UnitPatches], rule: ClipRule) -> None:
-        """Add the clipped gradients of a chunk. Units set apart leave the batch before anything is added up."""
-        if self.unsupported:
-            _merge(result, self._loop.clipped_sum(units, rule))
-            return
+    def _of_chunk(self, units: list[UnitPatches], rule: ClipRule) -> ClippedSum:
+        """All of it by one engine or, unit by unit, by the other; nothing of a pass that failed is left in it."""
+        try:
+            if self.unsupported is None:
+                return self._fused_sum(units, rule)
+        except UnsupportedError as error:
+            self._fall_back(error)
+        finally:
+            self._clear()
+        return self._loop.clipped_sum(units, rule)
+
+    def _fused_sum(self, units: list[UnitPatches], rule: ClipRule) -> ClippedSum:
+        """Units set apart leave the pass before anything is added up, and it is done again without them."""
+        result = ClippedSum({})
         while units:
             record, losses, norms, apart = self._measure(units)
             if not apart:
@@ -113,21 +116,23 @@ class FusedEngine:
             _merge(result, self._loop.clipped_sum([units[index] for index in sorted(apart)], rule))
             units = [unit for index, unit in enumerate(units) if index not in apart]
         else:
-            return
-        factors = [rule.factor(norm) for norm in norms]
-        if not record.scale(factors):
-            del record
-            _merge(result, self._loop.clipped_sum(units, rule))
-            return
-        _add_tensors(result, record.weighted(factors))
+            return result
+        _add_tensors(result, record.weighted([rule.factor(norm) for norm in norms]))
         result.centred_count += sum(0.5 if rule.is_below(norm) else -0.5 for norm in norms)
         result.losses += losses
+        return result
 
     def _measure(self, units: list[UnitPatches]) -> tuple[Record, list[float], list[float], set[int]]:
-        """One forward and backward: losses, norms, and indices of the units that the loop engine has to look at."""
+        """One forward and backward: losses, norms, and indices of the units that the loop engine has to look at.
+
+        The pass is always full, if need be of empty units: kernels choose their ways by the shape, and how a unit is rounded
+        must not depend on who else was drawn.
+        """
         patches = len(units[0].data)
-        record = Record(len(units), patches, inverted=self._inverted)
-        data = units[0].data if len(units) == 1 else torch.cat([unit.data for unit in units])
+        capacity = max(1, self._patches_at_once // patches)
+        record = Record(capacity, patches, len(units), inverted=self._inverted)
+        empty = [torch.zeros_like(units[0].data)] * (capacity - len(units))
+        data = torch.cat([*(unit.data for unit in units), *empty])
         with recording(self._layers, record):
             output = self._forward(data)
             outputs = _as_list(output, len(data))
@@ -151,7 +156,7 @@ class FusedEngine:
         self, units: Sequence[UnitPatches], outputs: Outputs, single: bool
     ) -> tuple[list[float], list[torch.Tensor | None], set[int]]:
         """Loss of each unit from its part of the outputs, and the gradients of their sum with respect to the outputs."""
-        patches = len(outputs[0]) // len(units)
+        patches = len(units[0].data)
         losses, apart = [], set()
         gradients: list[torch.Tensor | None] = [None] * len(outputs)
         for index, unit in enumerate(units):

@@ -6,7 +6,7 @@ Instead of summing weight gradients over the batch, backward hands what they are
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -33,7 +33,7 @@ class Recorder(Protocol):
     units: int
     samples: int
 
-    def keep(self, name: str, gradients: Sequence[torch.Tensor]) -> None:
+    def keep(self, name: str, gradients: Iterable[torch.Tensor]) -> None:
         """Gradient of each unit, in the parameter's shape."""
 
     def product(self, name: str, product: Product) -> None:

@@ -16,18 +16,18 @@ def half(enabled: bool, device: torch.device) -> AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def full() -> Iterator[None]:
-    """float32 as it says: no TF32, no bfloat16 inside of convolutions and products, whatever was set for the process.
-
-    A norm and a sum that are computed apart may then differ by the rounding of float32, and by nothing more.
-    """
+    """float32 as it says, and the same numbers every time: no TF32, no bfloat16 inside of convolutions and products,
+    whatever was set for the process, and no GPU kernel whose order of summation is left to chance."""
     backends = torch.backends
     places = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
+    before, deterministic = [place.fp32_precision for place in places], backends.cudnn.deterministic
     try:
+        backends.cudnn.deterministic = True
         for place in places:
             place.fp32_precision = "ieee"
         yield
     finally:
+        backends.cudnn.deterministic = deterministic
         for place, precision in zip(places, before, strict=True):
             place.fp32_precision = precision
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import torch
 
@@ -12,28 +12,28 @@ from nnunet_adpfl.privacy.gradients import precision, weight_gradients
 from nnunet_adpfl.privacy.gradients.cost import choose
 from nnunet_adpfl.privacy.gradients.weight_gradients import Product
 
-_DEVIATIONS = 3.0  # how many root mean squares of rounding are allowed for
-
 
 class Record:
     """A `Recorder`: norms of units, and afterwards their weighted sum, tensor by tensor.
 
-    Kept gradients are what their norms were computed from. Other gradients are computed once more, all units together;
-    the norm gets the rounding of that computation added, so that it is never too small for what is summed.
+    What is summed is what the norms were computed from, or has the rounding between the two allowed for in the norm. What
+    happens to a unit depends on the shapes of the pass alone, never on the other units in it.
 
     Args:
         units: number of units in the pass.
         patches: K, of each unit.
+        real: how many of them, the first ones, are drawn units; the others only fill the pass.
         inverted: whether the norms after the layers do not keep their input.
     """
 
-    def __init__(self, units: int, patches: int, *, inverted: bool = False) -> None:
+    def __init__(self, units: int, patches: int, real: int, *, inverted: bool = False) -> None:
         self.units = units
         self.samples = units * patches
+        self._real = real
         self._inverted = inverted
         self._kept: dict[str, Sequence[torch.Tensor]] = {}
         self._held: dict[str, Product] = {}
-        self._squares: dict[str, torch.Tensor] = {}  # squared norms of each tensor's gradients, shape (units,)
+        self._squares: dict[str, torch.Tensor] = {}  # squared norms of each tensor's gradients, shape (real,)
         self._slacks: list[torch.Tensor] = []
         self._room = 0  # numbers that backward has freed so far, less those that are held here
 
@@ -41,8 +41,8 @@ class Record:
     def names(self) -> set[str]:
         return set(self._kept) | set(self._held)
 
-    def keep(self, name: str, gradients: Sequence[torch.Tensor]) -> None:
-        kept = [precision.wide(gradient) for gradient in gradients]
+    def keep(self, name: str, gradients: Iterable[torch.Tensor]) -> None:
+        kept = [precision.wide(gradient) for gradient in islice(gradients, self._real)]
         self._kept[name] = kept
         self._squares[name] = _squares(kept)
 
@@ -52,16 +52,18 @@ class Record:
         method = choose(product, self._room + freed)
         if method == "keep":
             self._room += freed - (product.units - 1) * product.weight.numel()
-            self.keep(name, [own.reshape(product.weight.shape) for own in weight_gradients.per_unit(product)])
+            gradients = weight_gradients.per_unit(product, self._real)
+            self.keep(name, (own.reshape(product.weight.shape) for own in gradients))
             return
         self._room -= product.field.numel()
         held = replace(product, source=precision.wide(product.source), field=precision.wide(product.field))
-        with precision.full():
-            squares = weight_gradients.squared_norms(held) if method == "ghost" else _squares(weight_gradients.per_unit(held))
         self._held[name] = held
-        self._squares[name] = squares
-        roundings = 1 if method == "ghost" else 2  # of the weighted gradient, and of those that the norm came from
-        self._slacks.append(roundings * _rounding(held) * weight_gradients.magnitudes(held))
+        with precision.full():
+            if method == "twice":
+                self._squares[name] = _squares(weight_gradients.per_unit(held, self._real))
+            else:
+                self._squares[name] = weight_gradients.squared_norms(held)[: self._real]
+                self._slacks.append(weight_gradients.rounding(held)[: self._real])
 
     def norms(self) -> list[float]:
         """L2 norm of each unit's gradient over all tensors, rounding included; float64."""
@@ -74,45 +76,24 @@ class Record:
         """Name -> L2 norm of each unit's gradient in that tensor, without rounding; for checks."""
         return {name: squares.sqrt().tolist() for name, squares in self._squares.items()}
 
-    def scale(self, factors: list[float]) -> bool:
-        """Multiply the fields of held products; False where a number leaves the range, and then the record is spoilt."""
-        finite = True
-        for name, held in self._held.items():
-            field = held.field * _per_sample(factors, held.field)
-            finite = finite and bool(torch.isfinite(field).all())
-            self._held[name] = replace(held, field=field)
-        return finite
-
     def weighted(self, factors: list[float]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and weighted sum over units of each tensor, freeing what it was made of; `scale` comes first."""
+        """Name and weighted sum over units of each tensor, freeing what it was made of."""
         while self._kept:
             name, kept = self._kept.popitem()
-            total = kept[0] * factors[0]
-            for gradient, factor in zip(kept[1:], factors[1:], strict=True):
-                total.add_(gradient, alpha=factor)
-            yield name, total
+            yield name, _weighted(kept, factors)
         while self._held:
             name, held = self._held.popitem()
             with precision.full():
-                total = weight_gradients.weighted(held).reshape(held.weight.shape)
-            yield name, total
+                total = _weighted(weight_gradients.per_unit(held, self._real), factors)
+            yield name, total.reshape(held.weight.shape)
 
 
-def _rounding(product: Product) -> float:
-    """What a computed weight gradient may be off, relative to its `magnitudes`.
-
-    Rounding errors are taken as independent with mean zero (Higham and Mary, SIAM J. Sci. Comput. 41, 2019). Then a sum of n
-    products, each partial sum being at most A = the sum of absolute terms, is off by at most sqrt(n) u A in root mean square
-    (u: half a machine epsilon), and the norm over all entries of a weight by sqrt(n) u times the norm of all A.
-    """
-    terms = product.field[:, 0].numel() + 1
-    return _DEVIATIONS * math.sqrt(terms) * torch.finfo(product.field.dtype).eps / 2
-
-
-def _per_sample(factors: list[float], field: torch.Tensor) -> torch.Tensor:
-    """The unit's factor for each of its patches, shape (patches of all units, 1, ...)."""
-    column = torch.tensor(factors, dtype=field.dtype, device=field.device).repeat_interleave(len(field) // len(factors))
-    return column.view(-1, *[1] * (field.dim() - 1))
+def _weighted(gradients: Iterable[torch.Tensor], factors: list[float]) -> torch.Tensor:
+    total: torch.Tensor | None = None
+    for gradient, factor in zip(gradients, factors, strict=True):
+        total = gradient * factor if total is None else total.add_(gradient, alpha=factor)
+    assert total is not None
+    return total
 
 
 def _squares(gradients: Iterable[torch.Tensor]) -> torch.Tensor:

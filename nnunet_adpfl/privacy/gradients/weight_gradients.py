@@ -36,6 +36,7 @@ class Window:
 
 
 _FAST_FROM = 20_480  # numbers but for the last dimension; PyTorch's own threshold for a single sample (`use_mkldnn`)
+_FEW_PIXELS = 64  # of a unit; below, a matrix product costs half of PyTorch's convolution of one sample on a CPU
 POINT = Window((1,), (1,), (0,), (1,))
 
 
@@ -55,28 +56,22 @@ class Product:
     units: int
 
 
-def per_unit(product: Product) -> Iterator[torch.Tensor]:
-    """Gradient of one unit after the other, shape (O, I, *kernel)."""
-    source, field, units = product.source, product.field, product.units
-    if product.window.is_disjoint:
-        columns = _by_unit(_columns(product), units)
-        rows = _by_unit(field.flatten(2), units)
-        found = rows[:, 0] @ columns[:, 0].mT
-        for patch in range(1, columns.shape[1]):
-            found = torch.baddbmm(found, rows[:, patch], columns[:, patch].mT)
-        yield from found.view(units, *_shape(product))
-        return
-    for own_source, own_field in zip(source.chunk(units), field.chunk(units), strict=True):
-        yield _correlate(own_source, own_field, product)
+def per_unit(product: Product, units: int) -> Iterator[torch.Tensor]:
+    """Gradient of one unit after the other, of the first ``units``, shape (O, I, *kernel).
 
-
-def weighted(product: Product) -> torch.Tensor:
-    """Gradient summed over all units, shape (O, I, *kernel); their weights are in the field already."""
-    if product.window.is_disjoint:
-        rows = product.field.flatten(2).transpose(0, 1).flatten(1)
-        columns = _columns(product).transpose(0, 1).flatten(1)
-        return (rows @ columns.T).view(_shape(product))
-    return _correlate(product.source, product.field, product)
+    The same numbers whenever it is called, whatever the other units are.
+    """
+    patches = len(product.source) // product.units
+    for first in range(0, units * patches, patches):
+        source, field = (tensor.narrow(0, first, patches) for tensor in (product.source, product.field))
+        if product.window.is_disjoint:
+            columns = _columns(source, field, product.window).transpose(0, 1).flatten(1)
+        elif field.device.type == "cpu" and field[:, 0].numel() <= _FEW_PIXELS:
+            columns = _overlapping_columns(source, field, product.window)
+        else:
+            yield _correlate(source, field, product)
+            continue
+        yield (field.flatten(2).transpose(0, 1).flatten(1) @ columns.T).view(_shape(product))
 
 
 def squared_norms(product: Product) -> torch.Tensor:
@@ -84,14 +79,16 @@ def squared_norms(product: Product) -> torch.Tensor:
 
     ``|W|^2 = sum over p, q of (F_p . F_q) (sum over d of S_{sp+ld} . S_{sq+ld})``: cross terms of patches included.
 
-    Shape (units,); exact to float64 rounding of the sum of absolute terms.
+    Shape (units,); with the rounding of float64 added, so that it is never too small.
     """
     fields = _gram(product.field.flatten(2), product.units)
     if product.window.is_disjoint:
-        sources = _gram(_columns(product), product.units)
+        sources = _gram(_columns(product.source, product.field, product.window), product.units)
     else:
         sources = _windowed_gram(product).reshape(fields.shape)
-    return (fields * sources).sum((1, 2)).clamp(min=0)
+    terms = fields[0].numel() + product.source.shape[1] * math.prod(product.window.kernel) + product.field.shape[1]
+    slack = terms * torch.finfo(torch.float64).eps * magnitudes(product).square()
+    return (fields * sources).sum((1, 2)).clamp(min=0) + slack
 
 
 def magnitudes(product: Product) -> torch.Tensor:
@@ -109,13 +106,23 @@ def magnitudes(product: Product) -> torch.Tensor:
     return (around * fields).sqrt().view(product.units, -1).sum(1)
 
 
+def rounding(product: Product) -> torch.Tensor:
+    """What the computed gradient of each unit may be off: ``n u / (1 - n u)`` times its `magnitudes`, shape (units,).
+
+    The bound of a sum of n products in any order (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.5), u
+    being half the machine epsilon; whatever the numbers.
+    """
+    share = (product.field[:, 0].numel() // product.units + 1) * torch.finfo(product.field.dtype).eps / 2
+    return share / (1 - share) * magnitudes(product)
+
+
 def _correlate(source: torch.Tensor, field: torch.Tensor, product: Product) -> torch.Tensor:
     window = product.window
     if _is_slow(source) and field.shape[2] > 1:
         source, field, window = _halved(source, field, window)
     gradients = torch.ops.aten.convolution_backward(
-        field, source, product.weight.to(field.dtype).view(_shape(product)), None, window.stride, window.padding,
-        window.dilation, False, [0] * len(window.kernel), 1, [False, True, False],
+        field, source, field.new_empty(_shape(product)), None, window.stride, window.padding, window.dilation, False,
+        [0] * len(window.kernel), 1, [False, True, False],
     )  # fmt: skip
     return torch.as_tensor(gradients[1])
 
@@ -131,8 +138,9 @@ def _halved(source: torch.Tensor, field: torch.Tensor, window: Window) -> tuple[
     half = -(-field.shape[2] // 2)
     step, pad = window.stride[0], window.padding[0]
     rows = step * (half - 1) + window.dilation[0] * (window.kernel[0] - 1) + 1
-    missing = max(0, step * half + rows - source.shape[2] - pad)
-    source = functional.pad(source, _pads(source.dim(), (2,), pad, missing))
+    met = step * (field.shape[2] - half) + rows - pad  # what lies behind meets no pixel, and may be infinite
+    source = source.narrow(2, 0, min(source.shape[2], met))
+    source = functional.pad(source, _pads(source.dim(), (2,), pad, step * half + rows - source.shape[2] - pad))
     field = functional.pad(field, _pads(field.dim(), (2,), 0, 2 * half - field.shape[2]))
     halves = [source.narrow(2, first, rows) for first in (0, step * half)]
     return torch.cat(halves), torch.cat(field.chunk(2, 2)), replace(window, padding=(0, *window.padding[1:]))
@@ -147,9 +155,9 @@ def _by_unit(tensor: torch.Tensor, units: int) -> torch.Tensor:
     return tensor.view(units, -1, *tensor.shape[1:])
 
 
-def _columns(product: Product) -> torch.Tensor:
-    """Source pixels under each field pixel, of a disjoint window: shape (units K, I kernel, field pixels)."""
-    source, kernel, sizes = product.source, product.window.kernel, product.field.shape[2:]
+def _columns(source: torch.Tensor, field: torch.Tensor, window: Window) -> torch.Tensor:
+    """Source pixels under each field pixel, of a disjoint window: shape (patches, I kernel, field pixels)."""
+    kernel, sizes = window.kernel, field.shape[2:]
     if math.prod(kernel) == 1:
         return source.flatten(2)
     for dim, (width, size) in enumerate(zip(kernel, sizes, strict=True)):
@@ -158,6 +166,20 @@ def _columns(product: Product) -> torch.Tensor:
     dims = len(kernel)
     order = [0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)]
     return split.permute(order).reshape(len(source), source.shape[1] * math.prod(kernel), math.prod(sizes))
+
+
+def _overlapping_columns(source: torch.Tensor, field: torch.Tensor, window: Window) -> torch.Tensor:
+    """Source pixels under each field pixel, written out: shape (I kernel, patches field pixels)."""
+    dims = len(window.kernel)
+    padded = functional.pad(source, [pad for pad in reversed(window.padding) for _ in range(2)]).contiguous()
+    patch, channel, *pixel = padded.stride()
+    offsets = [step * pixels for step, pixels in zip(window.dilation, pixel, strict=True)]
+    places = [step * pixels for step, pixels in zip(window.stride, pixel, strict=True)]
+    windows = padded.as_strided(
+        (*padded.shape[:2], *window.kernel, *field.shape[2:]), (patch, channel, *offsets, *places), padded.storage_offset()
+    )
+    order = [1, *range(2, 2 + dims), 0, *range(2 + dims, 2 + 2 * dims)]
+    return windows.permute(order).reshape(source.shape[1] * math.prod(window.kernel), -1)
 
 
 def _gram(vectors: torch.Tensor, units: int) -> torch.Tensor:
