@@ -1086,7 +1086,7 @@ MUTANTS = (
         (f"{ALONE}::test_rule_03_rounding_that_always_goes_one_way",)),
     Mutant('fused: rounding as if its errors were independent', 3, "privacy/gradients/weight_gradients.py",
         {'// product.units + 1) * torch.finfo': '// product.units + 1) ** 0.5 * 3 * torch.finfo'},
-        (f"{ALONE}::test_rule_03_rounding_that_always_goes_one_way",)),
+        (f"{ALONE}::test_rule_03_rounding_is_bounded_for_all_numbers",)),
     Mutant('fused: ghost norms without the rounding of float64', 3, "privacy/gradients/weight_gradients.py",
         {'.clamp(min=0) + slack': '.clamp(min=0)'},
         (f"{ALONE}::test_rule_03_float64_networks_stay_bounded_too",)),

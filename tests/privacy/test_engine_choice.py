@@ -131,11 +131,19 @@ def test_rule_03_a_fused_engine_that_differs_is_never_used(fault: str, ghost: No
     assert isinstance(choose("auto", network())[0], LoopEngine)
 
 
+def small_share(network: Any) -> float:
+    total = engines(network)[1].clipped_sum(draw(0), NoClip()).total
+    return norm({"block": total["block.0.weight"]}) / norm(total)
+
+
 def test_rule_03_a_fault_of_a_single_tensor_is_noticed(ghost: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One with so little of the gradient now that the norm of the whole shows nothing."""
     small = net(dtype=torch.float32)
     with torch.no_grad():
-        small.heads[1].weight.mul_(1e-4)  # what lies below it has little gradient
+        for module in (small.heads[1], small.up):
+            module.weight.mul_(1e-3)  # what lies below them has little gradient
+    share = small_share(small)
+    assert 1e-4 < share < 1e-2
     squares = weight_gradients.squared_norms
     wrong = lambda product: squares(product) * (0.5 if product.weight.shape == small.block[0].weight.shape else 1.0)  # noqa: E731
     monkeypatch.setattr(weight_gradients, "squared_norms", wrong)

@@ -57,12 +57,13 @@ def test_less_is_kept() -> None:
     assert inverted < 0.8 * plain
 
 
+@pytest.mark.parametrize("shift", [0.3, 0.0])
 @pytest.mark.parametrize("scale", [0.0, 1e-8, -1e-8])
-def test_a_scale_that_cannot_be_divided_by_makes_the_norm_keep_its_input(scale: float) -> None:
+def test_a_scale_that_cannot_be_divided_by_makes_the_norm_keep_its_input(scale: float, shift: float) -> None:
     network = net()
     with torch.no_grad():
         network.first[1].weight[1] = scale
-        network.first[1].bias[1] = 0.3
+        network.first[1].bias[1] = shift
     agree(network, units(SHAPES[2], 3), inverted=True)
 
 
