@@ -48,7 +48,7 @@ FULL: Sizes = (
     (NetworkSize("plain", (128, 128), 32, 6, 512, channels=3), 4),
     (NetworkSize("resenc", (96, 96), 32, 5, 512, channels=3), 4),
     (NetworkSize("plain", (32, 32, 32), 32, 4, 320), 2),
-    (NetworkSize("resenc", (32, 32, 32), 32, 4, 320), 2),
+    (NetworkSize("resenc", (24, 24, 24), 32, 4, 320), 2),
     (NetworkSize("plain", (64, 64), 16, 5, 256, channels=3), 4),
     (NetworkSize("plain", (16, 16, 16), 16, 3, 64), 4),
 )
@@ -65,7 +65,7 @@ GPU: Sizes = (  # nnU-Net's own for large images
     (NetworkSize("resenc", (128, 128, 128), 32, 6, 320, channels=4), 2),
 )
 SIZES = {"quick": QUICK, "full": FULL, "large": LARGE, "gpu": GPU}
-MOST_WORK = {"quick": 500_000, "full": 4_200_000, "large": 40_000_000, "gpu": 2**29}  # of a case
+MOST_WORK = {"quick": 500_000, "full": 2_400_000, "large": 40_000_000, "gpu": 2**29}  # of a case
 PACKAGES = ("torch", "opacus", "nnunetv2", "dynamic-network-architectures", "numpy")
 
 
