@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import DOUBLE, SHAPES, distance, engines, loss, net, units
+from fused_cases import DOUBLE, SHAPES, Net, distance, engines, loss, net, units
 from small_model import norm
 from torch import nn
 
+from nnunet_adpfl.errors import PrivacyRefusedError
 from nnunet_adpfl.privacy.clipping import NormClip
 from nnunet_adpfl.privacy.gradients import record, weight_gradients
 from nnunet_adpfl.privacy.gradients.fused import FusedEngine
@@ -45,7 +46,7 @@ def odd_units(shape: tuple[int, ...]) -> list[UnitPatches]:
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("half", [False, True])
 def test_rule_03_norms_are_the_same_bits_whoever_else_is_drawn(dims: int, half: bool, norms_frozen: bool, way: str) -> None:
-    """Also behind the last, smaller chunk. The clip and the count follow from the norms."""
+    """In the last, smaller pass, too. The clip and the count follow from the norm over all tensors."""
     network = net(dims, torch.float32)
     if norms_frozen:
         for module in network.modules():
@@ -57,7 +58,47 @@ def test_rule_03_norms_are_the_same_bits_whoever_else_is_drawn(dims: int, half: 
     together = fused.norms(group)
     for subset in ([5], [1, 5], [7, 3], [0, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0], [7, 7, 7, 3]):
         some = fused.norms([group[index] for index in subset])
-        assert all(some[name] == [together[name][index] for index in subset] for name in trained), subset
+        assert all(some[name] == [together[name][index] for index in subset] for name in (*trained, "all")), subset
+
+
+@pytest.mark.parametrize(("dims", "seed"), [(2, 3), (3, 23), *[(dims, seed) for dims in (2, 3) for seed in range(30, 36)]])
+def test_rule_08_the_count_changes_by_a_half_whatever_the_clip_norm(dims: int, seed: int) -> None:
+    """Also where it lies between the norm of a unit alone and the one that it had beside others."""
+    torch.manual_seed(seed)
+    network = Net(dims)
+    fused, _ = engines(network)
+    one, other = units(SHAPES[dims], 2, 1, torch.float32, seed)
+    norm_alone = fused.norms([one])["all"][0]
+    for company, place in (([one, other], 0), ([one, other, other], 0), ([other, one], 1)):
+        assert fused.norms(company)["all"][place] == norm_alone
+    for clip in (norm_alone, math.nextafter(norm_alone, 0), math.nextafter(norm_alone, math.inf)):
+        counts = [fused.clipped_sum(group, NormClip(clip)).centred_count for group in ([one], [one, other])]
+        assert abs(counts[1] - counts[0]) == 0.5
+
+
+def test_rule_03_memory_formats_of_others_change_nothing() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(16, 64, 3, 1, 1), nn.Conv2d(64, 64, 3, 1, 1))
+    fused, _ = engines(network)
+    group = units((16, 8, 8), 3, 2, torch.float32)
+    turned = [UnitPatches(unit.data.contiguous(memory_format=torch.channels_last), unit.target) for unit in group]
+    expected = fused.norms(group)
+    assert fused.norms([turned[0], *group[1:]]) == fused.norms([group[0], *turned[1:]]) == fused.norms(turned) == expected
+
+
+@pytest.mark.parametrize("first", [0.0, 1.0])
+def test_rule_05_a_unit_whose_loss_skips_an_output_is_judged_alone(first: float) -> None:
+    def criterion(output: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        return loss(output[:1] if bool(target.any()) else output, target)
+
+    group = units(SHAPES[2], 2)
+    group[0].target.fill_(first)  # type: ignore[union-attr]
+    group[1].target.fill_(1 - first)  # type: ignore[union-attr]
+    fused, loop = engines(net(), criterion=criterion)
+    fused.clipped_sum(units(SHAPES[2], 1), NormClip(1.0))  # as the check at the start does
+    for engine in (fused, loop):
+        with pytest.raises(PrivacyRefusedError, match="gets no gradient"):
+            engine.clipped_sum(group, NormClip(1.0))
 
 
 @pytest.mark.parametrize(("dims", "channels", "size"), [(2, 64, 4), (3, 64, 4), (3, 16, 8)])

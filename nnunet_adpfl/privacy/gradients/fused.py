@@ -58,6 +58,7 @@ class FusedEngine:
         self._autocast = autocast
         self._inverted = invert_activations and not autocast
         self._loop = LoopEngine(network, loss, trained, autocast=autocast)
+        self._used_outputs: list[bool] = []  # by the loss; of the first unit
         self.unsupported: str | None = None  # why the loop engine does all the work
         try:
             self._layers = find_layers(network, self._trained, invert_activations=self._inverted)
@@ -79,14 +80,15 @@ class FusedEngine:
         return result
 
     def norms(self, units: list[UnitPatches]) -> dict[str, list[float]]:
-        """Name -> norm of each unit's gradient in that tensor alone, in which a check of sums sees little."""
-        found: dict[str, list[float]] = {name: [] for name in self._trained}
+        """Name of a tensor -> norm of each unit's gradient in it; under "all" the norm that is clipped. For checks."""
+        found: dict[str, list[float]] = {name: [] for name in (*self._trained, "all")}
         self._network.train()
         self._clear()
         for chunk in _chunks(units, self._patches_at_once):
             try:
-                for name, norms in self._measure(chunk)[0].tensor_norms().items():
-                    found[name] += norms
+                record, _, norms, _ = self._measure(chunk)
+                for name, own in (*record.tensor_norms().items(), ("all", norms)):
+                    found[name] += own
             finally:
                 self._clear()
         return found
@@ -131,8 +133,9 @@ class FusedEngine:
         patches = len(units[0].data)
         capacity = max(1, self._patches_at_once // patches)
         record = Record(capacity, patches, len(units), inverted=self._inverted)
-        empty = [torch.zeros_like(units[0].data)] * (capacity - len(units))
-        data = torch.cat([*(unit.data for unit in units), *empty])
+        data = units[0].data.new_zeros((capacity * patches, *units[0].data.shape[1:]))  # contiguous, whatever the units are
+        for index, unit in enumerate(units):
+            data[index * patches : (index + 1) * patches] = unit.data
         with recording(self._layers, record):
             output = self._forward(data)
             outputs = _as_list(output, len(data))
@@ -166,7 +169,9 @@ class FusedEngine:
                 loss = self._loss(leaves[0] if single else leaves, unit.target)
             torch.autograd.backward(loss)
             losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]) or self._reaches_parameters():
+            used = [leaf.grad is not None for leaf in leaves]
+            self._used_outputs = self._used_outputs or used
+            if not math.isfinite(losses[-1]) or used != self._used_outputs or self._reaches_parameters():
                 apart.add(index)
                 self._clear()
             for which, leaf in enumerate(leaves):

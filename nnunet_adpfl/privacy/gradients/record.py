@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -66,11 +67,15 @@ class Record:
                 self._slacks.append(weight_gradients.rounding(held)[: self._real])
 
     def norms(self) -> list[float]:
-        """L2 norm of each unit's gradient over all tensors, rounding included; float64."""
-        norms = torch.stack(list(self._squares.values())).sum(0).sqrt()
+        """L2 norm of each unit's gradient over all tensors, rounding included; float64.
+
+        Added up number by number: a sum over a tensor's dimension is rounded by how many units lie beside each other.
+        """
+        norms = [math.sqrt(sum(squares)) for squares in _by_unit(self._squares.values())]
         if self._slacks:
-            norms += torch.stack(self._slacks).square().sum(0).sqrt()
-        return [float(norm) for norm in norms]
+            slacks = [math.sqrt(sum(slack * slack for slack in own)) for own in _by_unit(self._slacks)]
+            norms = [norm + slack for norm, slack in zip(norms, slacks, strict=True)]
+        return norms
 
     def tensor_norms(self) -> dict[str, list[float]]:
         """Name -> L2 norm of each unit's gradient in that tensor, without rounding; for checks."""
@@ -86,6 +91,10 @@ class Record:
             with precision.full():
                 total = _weighted(weight_gradients.per_unit(held, self._real), factors)
             yield name, total.reshape(held.weight.shape)
+
+
+def _by_unit(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[float, ...]]:
+    return zip(*(tensor.tolist() for tensor in tensors), strict=True)
 
 
 def _weighted(gradients: Iterable[torch.Tensor], factors: list[float]) -> torch.Tensor:
