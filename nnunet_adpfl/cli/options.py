@@ -59,6 +59,10 @@ LocalSteps = Annotated[
     int | None,
     typer.Option(help="S, steps of a site between two averages. Default: the privacy plan's (5 in a new one)."),
 ]
+Strategy = Annotated[
+    str | None,
+    typer.Option(help="fedavg, fedprox, fedavgm, fedadam or fedbn. Default: the privacy plan's (fedavg in a new one)."),
+]
 Validation = Annotated[str | None, typer.Option(help="Are validation patients private or public? Default private.")]
 ToleranceMm = Annotated[float, typer.Option(help="Boundaries this close agree (NSD), in mm; pixels for PNG.")]
 Mirroring = Annotated[

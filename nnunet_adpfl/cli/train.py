@@ -23,6 +23,7 @@ def train(
     plans: opt.Plans = "nnUNetPlans",
     rounds: Annotated[int | None, typer.Option(help="R, rounds in all. Default: all steps of the privacy plan.")] = None,
     local_steps: opt.LocalSteps = None,
+    strategy: opt.Strategy = None,
     go_on: Annotated[bool, typer.Option("--continue", help="Go on from the newest checkpoint.")] = False,
     device: opt.Device = "",
     as_json: opt.Json = False,
@@ -35,7 +36,7 @@ def train(
     from nnunet_adpfl.privacy.summary import summarise
 
     folder = run_training(
-        dataset, configuration, fold, trainer=trainer, plans=plans, rounds=rounds, local_steps=local_steps,
+        dataset, configuration, fold, trainer=trainer, plans=plans, rounds=rounds, local_steps=local_steps, strategy=strategy,
         go_on=go_on, device=device or opt.default_device(),
     )  # fmt: skip
     if as_json:

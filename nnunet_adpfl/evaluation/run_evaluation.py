@@ -62,8 +62,11 @@ def evaluate_run(
     settings = EvaluationSettings(tolerance_mm, device, mirroring)
     records = run_records.load(run)
     cases = records.held_out_cases()
-    model = load_model(run / checkpoint)
-    scores = score_model(model, records.preprocessed, cases, records.cohort, settings, run / PREDICTIONS_FOLDER)
+    scores = []
+    for path, group in _models(run, checkpoint, cases, records.cohort).items():
+        model = load_model(path)
+        scores += score_model(model, records.preprocessed, group, records.cohort, settings, run / PREDICTIONS_FOLDER)
+    scores.sort(key=lambda score: score.case)
     scoring.write_table(scores, run / scoring.FILE_NAME)
     summary = {
         **scoring.summarise(scores),
@@ -128,6 +131,15 @@ def score_model(
         file_ending=str(model.dataset_json["file_ending"]),
         tolerance_mm=settings.tolerance_mm,
     )
+
+
+def _models(run: Path, checkpoint: str, cases: Sequence[str], cohort: Cohort) -> dict[Path, list[str]]:
+    """Checkpoint -> the cases that it predicts: a site's own model for its cases, where layers stayed local (fedbn)."""
+    found: dict[Path, list[str]] = {}
+    for case in cases:
+        own = run / "sites" / cohort.cases[case].site / checkpoint
+        found.setdefault(own if own.is_file() else run / checkpoint, []).append(case)
+    return found
 
 
 def file_digest(path: Path) -> str:

@@ -19,7 +19,7 @@ from nnunet_adpfl.privacy.mechanism import Mechanism
 from nnunet_adpfl.privacy.noise import Randomness
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import checkpoint as checkpoints
-from nnunet_adpfl.trainers import post_processing, site_ledger
+from nnunet_adpfl.trainers import local_layers, post_processing, site_ledger
 from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnreadableCaseError
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.private_model import PrivateModel
@@ -66,7 +66,11 @@ def run_site_round(task: RoundTask, site: Site) -> SiteUpdate:
     if stored is not None and _is_paid(stored, ledger):
         return stored
     _receive(task.weights, site)
-    training = PrivateTraining(site.mechanism, site.model.engine, site.model.trained, site.loader, site.randomness)
+    model = site.model
+    training = PrivateTraining(site.mechanism, model.engine, model.trained, site.loader, site.randomness, model.masks)
+    local = _local_layers(site)
+    if local and task.round:
+        local_layers.put_in_(site.folder, task.round, local)
     _restore_optimizer(training, task, site)
     attempt = site_ledger.next_attempt(ledger, task.round)
     permit = site.mechanism.authorise(
@@ -81,6 +85,8 @@ def run_site_round(task: RoundTask, site: Site) -> SiteUpdate:
         raise PrivacyRefusedError(f"site {site.name} stops: a preprocessed case cannot be read (it was named there)") from None
     update = _make_update(task, site, outcome, attempt, ledger.head)
     _keep_optimizer(training, task, site)
+    if local:
+        local_layers.keep(site.folder, task.round, local)
     stored_update.save(update, task, site.folder)
     site_ledger.append_local_log(site.folder, task.round, outcome)
     return update
@@ -166,6 +172,11 @@ def _make_update(task: RoundTask, site: Site, outcome: BlockOutcome, attempt: in
         ledger_head=head,
         task_digest=stored_update.task_digest(task),
     )
+
+
+def _local_layers(site: Site) -> dict[str, torch.nn.Parameter]:
+    names = local_layers.names_of(site.mechanism.plan.rounds, site.model.trained)
+    return {name: site.model.trained[name] for name in names}
 
 
 def _optimizer_file(site: Site, round_index: int) -> Path:

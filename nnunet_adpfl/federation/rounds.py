@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from nnunet_adpfl.federation import aggregation, stored_update
 from nnunet_adpfl.federation.aggregation import Average
 from nnunet_adpfl.federation.engines.interface import RoundEngine
 from nnunet_adpfl.federation.messages import RoundTask, SiteFailure, SiteUpdate, Weights
+from nnunet_adpfl.federation.server_optimizer import ServerOptimizer
 from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.progress import note, track
 from nnunet_adpfl.trainers import checkpoint as checkpoints
-from nnunet_adpfl.trainers import post_processing
+from nnunet_adpfl.trainers import local_layers, post_processing
 from nnunet_adpfl.trainers.noise_control import NoiseControl
 from nnunet_adpfl.trainers.private_model import PrivateModel
 from nnunet_adpfl.trainers.run_folder import RunFolder
@@ -59,8 +61,11 @@ class FederatedRun:
         self._shares = aggregation.declared_shares(units, plan.rounds.weights)
         self._global = _as_arrays(dict(model.network.named_parameters()))
         self.control: NoiseControl | None = None  # of a data-driven plan
+        self._server = ServerOptimizer(plan.rounds, self._trained_part(self._global), state.server_moments)
+        self._local_names = local_layers.names_of(plan.rounds, model.trained)
+        self._local_answers: dict[str, Weights] = {}
         self._average: Weights | None = None
-        if plan.optimizer.ema_decay:
+        if plan.optimizer.averages_weights:
             self._average = self._trained_part(self._global)
 
     @property
@@ -87,6 +92,12 @@ class FederatedRun:
         average = {name: torch.from_numpy(value) for name, value in (self._average or {}).items()}
         if self._average is not None and not self.state.finished:
             self.state.raw_weights = {name: p.detach() for name, p in self._model.trained.items()}
+        if self.state.finished and self.state.local_layers is not None:
+            shared = replace(self.state, local_layers=None)
+            for site, own in self.state.local_layers.items():
+                model = {**average, **own}
+                self._folder.save_checkpoint(network, shared, mirroring_axes=self._mirroring_axes, average=model, site=site)
+            self.state.local_layers = None
         self._folder.save_checkpoint(network, self.state, mirroring_axes=self._mirroring_axes, average=average)
 
     def train(self) -> None:
@@ -102,7 +113,7 @@ class FederatedRun:
             self._finish_round(average)
             self.save()
         state.finished = True
-        state.raw_weights = state.control = None
+        state.raw_weights = state.control = state.server_moments = None
         self.save()
 
     def _collect_round(self) -> Average | None:
@@ -143,6 +154,7 @@ class FederatedRun:
         except AdpflError as error:
             return SiteFailure(answer.site, str(error))
         self.state.ledger_heads[answer.site] = answer.ledger_head
+        self._local_answers[answer.site] = {name: answer.weights[name] for name in self._local_names}
         return None
 
     def _task(self, site: str) -> RoundTask:
@@ -163,10 +175,12 @@ class FederatedRun:
     def _finish_round(self, average: Average) -> None:
         state, plan = self.state, self.mechanism.plan
         steps = self._task(next(iter(self._shares))).steps
-        self._global = {**self._global, **average.result()}
+        self._global = {**self._global, **self._server.step(self._trained_part(self._global), average.result())}
+        state.server_moments = self._server.state()
+        decay = post_processing.average_decay(plan.optimizer, state.steps_done, plan.rounds.local_steps, plan.steps)
         if self._average is not None:
-            decay = post_processing.average_decay(plan.optimizer.ema_decay**steps, state.round)
             self._average = aggregation.averaged(self._average, self._global, decay)
+        self._keep_local_layers(decay if self._average is not None else 0.0)
         last_step = state.steps_done + steps - 1
         self._folder.append_round(
             {
@@ -187,6 +201,19 @@ class FederatedRun:
             state.control = self.control.state()
         state.round += 1
         state.steps_done += steps
+
+    def _keep_local_layers(self, decay: float) -> None:
+        """Each site's own layers, averaged over the rounds like the model that they will go into."""
+        if not self._local_names:
+            return
+        known = {site: _as_arrays(values) for site, values in (self.state.local_layers or {}).items()}
+        self.state.local_layers = {
+            site: {
+                name: torch.from_numpy(value)
+                for name, value in aggregation.averaged(known.get(site, values), values, decay).items()
+            }
+            for site, values in self._local_answers.items()
+        }
 
     def _trained_part(self, weights: Weights) -> Weights:
         return {name: weights[name] for name in self._model.trained}

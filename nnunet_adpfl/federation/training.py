@@ -32,6 +32,7 @@ def train(
     plans: str = "nnUNetPlans",
     rounds: int | None = None,
     local_steps: int | None = None,
+    strategy: str | None = None,
     go_on: bool = False,
     device: str = "cpu",
     workers: int | None = None,
@@ -42,6 +43,7 @@ def train(
     Args:
         rounds: R, number of rounds in all; default: until the plan's steps are taken.
         local_steps: S, steps of each site between two averages; default: as the privacy plan says.
+        strategy: fedavg, fedprox, fedavgm, fedadam or fedbn; default: as the privacy plan says.
         go_on: continue the run in the folder; without it an existing run is refused.
         randomness: tests only; real runs use the operating system's entropy.
 
@@ -49,7 +51,7 @@ def train(
     """
     folders.base_folder("nnUNet_results")  # said before any work
     preprocessed = folders.preprocessed_folder(dataset)
-    prepared = prepared_fold.load(preprocessed, plans, configuration, fold, trainer, local_steps=local_steps)
+    prepared = prepared_fold.load(preprocessed, plans, configuration, fold, trainer, local_steps=local_steps, strategy=strategy)
     _check_rounds(prepared, rounds)
     chosen = chosen_device(device)
     path = folders.run_folder(preprocessed.name, trainer, plans, configuration, prepared.fold.name)

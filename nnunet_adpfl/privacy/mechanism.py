@@ -60,11 +60,13 @@ class NoisyUpdate:
         gradient: parameter name -> (clipped sum + noise) / expected units.
         noisy_count: centred count of units below the clip norm, plus noise; None where C does not adapt.
         count_noise_std: standard deviation of the noise in ``noisy_count``.
+        gradient_noise_std: standard deviation of the noise on every coordinate of ``gradient``.
     """
 
     gradient: dict[str, torch.Tensor]
     noisy_count: float | None
     count_noise_std: float
+    gradient_noise_std: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Mechanism:
             noisy_count = noisy_number(summed.centred_count, count_noise, generator)
         for tensor in summed.total.values():
             add_gaussian_(tensor, gradient_z, generator, self.plan.noise_terms)
-        return NoisyUpdate(_divided(summed.total, expected_units), noisy_count, count_noise)
+        return NoisyUpdate(_divided(summed.total, expected_units), noisy_count, count_noise, gradient_z / expected_units)
 
     def adapted_clip_norm(
         self, clip_norm: float, noisy_count: float, count_noise_std: float, expected_units: float

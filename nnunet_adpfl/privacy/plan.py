@@ -87,8 +87,23 @@ class Optimizer(_Section):
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-5  # applied after the noise
     schedule: Literal["constant", "poly"] = "poly"
+    adam_correction: bool = True  # of adam: the noise's known variance is taken off the second moment
+    adam_floor: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.1  # of that difference, in noise variances
     ema_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.95  # average of weights, per step; 0: off
+    tail_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0  # plain mean over the last steps instead
     keep_fraction: Fraction = 1.0  # sparsification of the noisy update: largest coordinates kept (post-processing)
+
+    @property
+    def averages_weights(self) -> bool:
+        """Whether the model that is kept is an average of the weights on the way (post-processing)."""
+        return self.ema_decay > 0 or self.tail_share > 0
+
+
+class Phase(_Section):
+    """A declared part of the training in which some layers rest: they get neither gradient nor noise meanwhile."""
+
+    until: Fraction  # share of the steps at which the phase ends
+    freeze_patterns: tuple[str, ...]  # glob patterns on parameter names
 
 
 class Trainable(_Section):
@@ -96,6 +111,20 @@ class Trainable(_Section):
 
     freeze_irrelevant: bool = True  # conv biases before InstanceNorm, heads without loss weight
     freeze_patterns: tuple[str, ...] = ()  # glob patterns on parameter names
+    random_mask: Fraction = 1.0  # share of the coordinates of every weight tensor that is trained, drawn from the seed
+    phases: tuple[Phase, ...] = ()  # in order; after the last one everything is trained
+
+    @property
+    def masks(self) -> bool:
+        """Whether the clipped sum has fewer coordinates than the trained parameters."""
+        return self.random_mask < 1 or bool(self.phases)
+
+    @model_validator(mode="after")
+    def _phases_in_order(self) -> Trainable:
+        ends = [phase.until for phase in self.phases]
+        if ends != sorted(set(ends)):
+            raise ValueError("phases must be in order, each with a larger `until` than the one before")
+        return self
 
 
 class InitialWeights(_Section):
@@ -116,9 +145,14 @@ class Rounds(_Section):
     """Default division of the steps into rounds; a round is also the block that one ledger line pays for."""
 
     local_steps: Annotated[int, Field(ge=1)] = 5
-    strategy: Literal["fedavg"] = "fedavg"
+    strategy: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedbn"] = "fedavg"
     weights: Literal["declared", "equal"] = "declared"  # FedAvg by declared sizes, or equal
     optimizer_state: Literal["reset", "kept"] = "reset"  # at the start of a round
+    proximal_mu: Positive = 0.1  # of fedprox: pull towards the weights that the round began with
+    server_learning_rate: Positive = 1.0  # of fedavgm and fedadam
+    server_momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.9  # of fedavgm and fedadam
+    server_adaptivity: Positive = 1e-3  # tau of fedadam
+    local_patterns: tuple[str, ...] = ("*norm*",)  # of fedbn: parameters whose values stay each site's own
 
 
 class PrivacyPlan(_Section):
@@ -166,6 +200,8 @@ class PrivacyPlan(_Section):
     def _fields_fit_each_other(self) -> PrivacyPlan:
         if (self.fingerprint == "dp") != (self.fingerprint_release is not None):
             raise ValueError("fingerprint dp and fingerprint_release belong together; make them with `adpfl plan --fingerprint dp`")
+        if self.trainable.masks and self.engine == "fused":
+            raise ValueError("trainable.random_mask and trainable.phases need engine loop (or auto)")
         if self.is_data_driven:
             if self.noise_decay != NoiseDecay():
                 raise ValueError("adaptation data_driven chooses the noise by itself: leave noise_decay out")

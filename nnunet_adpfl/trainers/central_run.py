@@ -46,9 +46,10 @@ class CentralRun:
         self._folder = folder
         self._mechanism = mechanisms.make(folder.prepared.plan, folder.prepared.fold.name)
         self.training = PrivateTraining(
-            self._mechanism, model.engine, model.trained, loader, randomness or SecretRandomness(self._mechanism.plan.noise_source)
-        )
-        if folder.prepared.plan.optimizer.ema_decay:
+            self._mechanism, model.engine, model.trained, loader,
+            randomness or SecretRandomness(self._mechanism.plan.noise_source), model.masks,
+        )  # fmt: skip
+        if folder.prepared.plan.optimizer.averages_weights:
             self.training.average = {name: parameter.detach().clone() for name, parameter in model.trained.items()}
 
     @property

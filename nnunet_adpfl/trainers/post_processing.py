@@ -10,8 +10,10 @@ from torch import nn
 
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy.plan import Optimizer
+from nnunet_adpfl.trainers.corrected_adam import CorrectedAdam
 
 POLY_EXPONENT = 0.9  # nnU-Net's
+_SCALARS = ("step", "noise_variance")  # of an optimizer's state
 
 
 def learning_rate_at(settings: Optimizer, step: int, steps: int) -> float:
@@ -27,6 +29,10 @@ def make_optimizer(settings: Optimizer, trained: dict[str, nn.Parameter]) -> tor
     On a CPU it is PyTorch's fused one, which goes through the memory once (docs/performance.md); elsewhere PyTorch chooses.
     """
     parameters = list(trained.values())
+    if settings.name == "adam" and settings.adam_correction:
+        return CorrectedAdam(
+            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, floor=settings.adam_floor
+        )
     fused = True if all(parameter.device.type == "cpu" for parameter in parameters) else None
     if settings.name == "adam":
         return torch.optim.AdamW(
@@ -60,7 +66,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any, origin: str)
         optimizer.load_state_dict(state)
         fits = all(
             not isinstance(value, torch.Tensor)
-            or (value.shape == (() if key == "step" else parameter.shape) and bool(torch.isfinite(value).all()))
+            or (value.shape == (() if key in _SCALARS else parameter.shape) and bool(torch.isfinite(value).all()))
             for parameter, moments in optimizer.state.items()
             for key, value in moments.items()
         )
@@ -72,7 +78,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any, origin: str)
         group.update(settings)
     for parameter, moments in optimizer.state.items():
         for key, value in moments.items():
-            if isinstance(value, torch.Tensor) and key != "step":
+            if isinstance(value, torch.Tensor) and key not in _SCALARS:
                 moments[key] = laid_out_like(value, parameter)
 
 
@@ -96,6 +102,21 @@ def _kth_smallest(values: torch.Tensor, k: int) -> np.ndarray:
     return np.asarray(numbers[k])
 
 
-def average_decay(decay: float, updates: int) -> float:
-    """Decay of an exponential moving average at its ``updates``-th update: a plain mean first, so no start-up bias."""
-    return min(decay, updates / (updates + 1))
+def average_decay(settings: Optimizer, first_step: int, block: int, steps: int) -> float:
+    """How much of the average of the weights is kept when the weights after a block of steps are taken in.
+
+    An exponential moving average is a plain mean at first, so that it has no start-up bias (Polyak and Juditsky 1992 for
+    the mean; De et al. 2022 for the moving average under noise). The tail average is the plain mean of the weights after
+    the blocks that end in the last ``tail_share`` of the steps, and the weights themselves before.
+
+    Args:
+        first_step: first step (0-based) of the block.
+        block: steps between two averages: 1 in a central run, the local steps of a round in a federation.
+        steps: of the whole training.
+    """
+    number = first_step // block
+    if settings.tail_share > 0:
+        first = int((1 - settings.tail_share) * steps) // block
+        number = min(max(0, number - first), steps)
+        return number / (number + 1)
+    return min(settings.ema_decay**block, number / (number + 1))

@@ -78,6 +78,7 @@ def load(
     trainer: str,
     *,
     local_steps: int | None = None,
+    strategy: str | None = None,
 ) -> PreparedFold:
     """Read and check all of it.
 
@@ -91,14 +92,16 @@ def load(
     cohort = cohorts.load(preprocessed)
     chosen = folds.make_fold(folds.load_splits(preprocessed, cohort), cohort, fold)
     _check_belongs(declared, plans, cohort, chosen, preprocessed)
-    plan = mechanism.calibrated(variant(declared, trainer, local_steps))
+    plan = mechanism.calibrated(variant(declared, trainer, local_steps, strategy))
     prepared = PreparedFold(preprocessed, plans, dataset_json, configuration, plan, cohort, chosen)
     if plan.is_data_driven and plan.adaptation.signal == "public_loss":
         prepared.public_cases_by_unit()  # refused before the run begins
     return prepared
 
 
-def variant(plan: PrivacyPlan, trainer: str, local_steps: int | None = None) -> PrivacyPlan:
+def variant(
+    plan: PrivacyPlan, trainer: str, local_steps: int | None = None, strategy: str | None = None
+) -> PrivacyPlan:
     """The privacy plan as a trainer uses it: DP clips at a fixed norm with constant noise, NP does neither.
 
     NP has a learning rate of its own, because its gradients are not divided by the clip norm.
@@ -113,6 +116,8 @@ def variant(plan: PrivacyPlan, trainer: str, local_steps: int | None = None) -> 
         content["optimizer"]["learning_rate"] = plan.optimizer.learning_rate_non_private
     if local_steps is not None:
         content["rounds"]["local_steps"] = local_steps
+    if strategy is not None:
+        content["rounds"]["strategy"] = strategy
     return privacy_plans.parse(content, "privacy plan")
 
 

@@ -15,9 +15,10 @@ from nnunet_adpfl.nnunet_compat import training as stock
 from nnunet_adpfl.privacy.gradients import choice
 from nnunet_adpfl.privacy.gradients.choice import EngineChoice
 from nnunet_adpfl.privacy.gradients.interface import GradientEngine, UnitPatches
-from nnunet_adpfl.privacy.gradients.loop import Loss
+from nnunet_adpfl.privacy.gradients.loop import LoopEngine, Loss
 from nnunet_adpfl.privacy.plan import InitialWeights, PrivacyPlan
 from nnunet_adpfl.trainers import checkpoint as checkpoints
+from nnunet_adpfl.trainers.masks import Masks
 from nnunet_adpfl.trainers.parameters import select_trained, weights_digest
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class PrivateModel:
         engine: clipped sums of gradients of the trained parameters.
         engine_choice: which one it is, and why; kept with the run.
         initial_digest: sha256 of the weights it was built with.
+        masks: coordinates and engine of every step, where the privacy plan declares masks.
     """
 
     network: nn.Module
@@ -48,6 +50,7 @@ class PrivateModel:
     engine: GradientEngine
     engine_choice: EngineChoice
     initial_digest: str
+    masks: Masks | None = None
 
 
 def build(trainer: nnUNetTrainer, plan: PrivacyPlan, engine_choice: EngineChoice | None = None) -> PrivateModel:
@@ -82,12 +85,16 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan, engine_choice: EngineChoice
         generator = torch.Generator().manual_seed(_PROBE_SEED + number)
         return [UnitPatches(*stock.random_batch(trainer, plan.patches_per_unit, generator)) for _ in range(units)]
 
+    autocast = trainer.device.type == "cuda"
     engine, chosen = choice.choose(
-        plan.engine, network, loss, trained,
-        draw=draw, most_patches=batch_size, autocast=trainer.device.type == "cuda",
+        "loop" if plan.trainable.masks else plan.engine, network, loss, trained,
+        draw=draw, most_patches=batch_size, autocast=autocast,
         invert_activations=plan.invert_activations, earlier=engine_choice,
     )  # fmt: skip
-    return PrivateModel(network, loss, trained, engine, chosen, weights_digest(network))
+    masks = None
+    if plan.trainable.masks:
+        masks = Masks(plan, trained, lambda kept: LoopEngine(network, loss, trained, autocast=autocast, coordinates=kept))
+    return PrivateModel(network, loss, trained, engine, chosen, weights_digest(network), masks)
 
 
 def _choose_memory_format(network: nn.Module, device: torch.device) -> None:

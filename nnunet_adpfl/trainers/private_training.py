@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from nnunet_adpfl.privacy.gradients.interface import GradientEngine
-from nnunet_adpfl.privacy.mechanism import Mechanism, NoisyUpdate, Permit
+from nnunet_adpfl.privacy.mechanism import ALL_SITES, Mechanism, NoisyUpdate, Permit
 from nnunet_adpfl.privacy.noise import Randomness
+from nnunet_adpfl.trainers import masks as declared_masks
 from nnunet_adpfl.trainers import post_processing
+from nnunet_adpfl.trainers.corrected_adam import CorrectedAdam
+from nnunet_adpfl.trainers.masks import Masks
 from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnitRequest
 
 
@@ -52,6 +55,7 @@ class PrivateTraining:
         trained: name -> parameter, those that the engine differentiates.
         loader: patches of drawn units.
         randomness: secret; tests inject their own.
+        masks: where the privacy plan trains only some coordinates in a step; its engines are used then.
     """
 
     def __init__(
@@ -61,12 +65,14 @@ class PrivateTraining:
         trained: Mapping[str, nn.Parameter],
         loader: PatientLoader,
         randomness: Randomness,
+        masks: Masks | None = None,
     ) -> None:
         self.mechanism = mechanism
         self.trained = dict(trained)
         self.optimizer = post_processing.make_optimizer(mechanism.plan.optimizer, self.trained)
         self.average: dict[str, torch.Tensor] | None = None
         self._engine = engine
+        self._masks = masks
         self._loader = loader
         self._randomness = randomness
 
@@ -91,34 +97,56 @@ class PrivateTraining:
             for unit in group
         ]
         patches = self._loader.stream(requests)
+        anchor = self._proximal_anchor(site)
         rule = mechanism.clip_rule(clip_norm)
         outcome = BlockOutcome(None, 0.0, 0.0)
         for step, group in zip(block, drawn, strict=True):
-            summed = self._engine.clipped_sum(islice(patches, len(group)), rule)
+            engine = self._masks.engine_at(step) if self._masks else self._engine
+            summed = engine.clipped_sum(islice(patches, len(group)), rule)
             outcome.losses += summed.losses
             outcome.non_finite += summed.non_finite
             update = mechanism.release(summed, permit, site, step, self._randomness)
             del summed
-            self._apply(update, step)
+            self._apply(update, step, anchor)
             _note_count(outcome, update, mechanism.expected_units(site))
         next(patches, None)  # lets the loader finish its pass, so that its workers stay for the next block
         outcome.seconds = time.monotonic() - began
         return outcome
 
-    def _apply(self, update: NoisyUpdate, step: int) -> None:
-        settings = self.mechanism.plan.optimizer
+    def _apply(self, update: NoisyUpdate, step: int, anchor: Mapping[str, torch.Tensor]) -> None:
+        plan = self.mechanism.plan
+        settings = plan.optimizer
         post_processing.keep_largest_(update.gradient, settings.keep_fraction)
-        for name, parameter in self.trained.items():
-            parameter.grad = post_processing.laid_out_like(update.gradient[name], parameter)
+        kept = self._masks.coordinates_at(step) if self._masks else dict.fromkeys(self.trained)
+        before = {name: self.trained[name].detach().clone() for name, indices in kept.items() if indices is not None}
+        for name, gradient in update.gradient.items():
+            parameter = self.trained[name]
+            parameter.grad = post_processing.laid_out_like(declared_masks.spread(gradient, parameter, kept[name]), parameter)
+            if name in anchor:
+                parameter.grad.add_(parameter.detach() - anchor[name], alpha=plan.rounds.proximal_mu)
         for group in self.optimizer.param_groups:
-            group["lr"] = post_processing.learning_rate_at(settings, step, self.mechanism.plan.steps)
+            group["lr"] = post_processing.learning_rate_at(settings, step, plan.steps)
+        if isinstance(self.optimizer, CorrectedAdam):
+            self.optimizer.noise_variance = update.gradient_noise_std**2
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if settings.ema_decay and self.average is not None:
-            decay = post_processing.average_decay(settings.ema_decay, step)
-            averages = [self.average[name] for name in self.trained]
-            with torch.no_grad():
-                torch._foreach_lerp_(averages, list(self.trained.values()), 1 - decay)
+        for name, value in before.items():
+            declared_masks.put_back_(self.trained[name], value, kept[name])
+        self._take_into_average(step)
+
+    def _take_into_average(self, step: int) -> None:
+        if self.average is None:
+            return
+        decay = post_processing.average_decay(self.mechanism.plan.optimizer, step, 1, self.mechanism.plan.steps)
+        averages = [self.average[name] for name in self.trained]
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, list(self.trained.values()), 1 - decay)
+
+    def _proximal_anchor(self, site: str) -> dict[str, torch.Tensor]:
+        """The weights that a round begins with, where the plan pulls towards them (FedProx, Li et al. 2020, eq. 2)."""
+        if self.mechanism.plan.rounds.strategy != "fedprox" or site == ALL_SITES:
+            return {}
+        return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
 
 
 def _note_count(outcome: BlockOutcome, update: NoisyUpdate, expected_units: float) -> None:

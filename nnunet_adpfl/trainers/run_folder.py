@@ -89,11 +89,13 @@ class RunFolder:
         mirroring_axes: tuple[int, ...] | None,
         average: Mapping[str, torch.Tensor] | None = None,
         optimizer_state: Mapping[str, Any] | None = None,
+        site: str | None = None,
     ) -> Path:
         """Write checkpoint_latest.pth, or checkpoint_final.pth when the state is finished.
 
         Args:
             average: averaged values of trained parameters; they become the checkpoint's network weights.
+            site: whose own model this is, where layers stay local: it goes to ``sites/SITE``.
         """
         prepared = self.prepared
         content = checkpoints.make(
@@ -115,9 +117,10 @@ class RunFolder:
             content["network_weights"].update(
                 {name: checkpoints.plain_copy(average[first]) for name, first in names.items() if first in average}
             )
-        path = self.path / (checkpoints.FINAL if state.finished else checkpoints.LATEST)
+        folder = self.path if site is None else self.path / "sites" / site
+        path = folder / (checkpoints.FINAL if state.finished else checkpoints.LATEST)
         checkpoints.save(content, path, private=not state.finished)
-        if state.finished:
+        if state.finished and site is None:
             (self.path / checkpoints.LATEST).unlink(missing_ok=True)
         return path
 

@@ -26,6 +26,8 @@ class RunState:
         ledger_heads: site -> hash of the newest ledger line when this was saved.
         raw_weights: trained weights before averaging; None where nothing is averaged or the run is finished.
         control: state of a data-driven run's noise control; None otherwise.
+        server_moments: of the server's optimizer; None where it has none, or the run is finished.
+        local_layers: site -> its own layers (averaged like the model); None but for fedbn.
         finished: training is over; ``network_weights`` of the checkpoint are the result.
     """
 
@@ -38,6 +40,8 @@ class RunState:
     ledger_heads: dict[str, str] = field(default_factory=dict)
     raw_weights: dict[str, torch.Tensor] | None = None
     control: dict[str, Any] | None = None
+    server_moments: dict[str, dict[str, torch.Tensor]] | None = None
+    local_layers: dict[str, dict[str, torch.Tensor]] | None = None
     finished: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,5 +77,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {  # field -> whether a value from a
     "ledger_heads": lambda value: isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair),
     "raw_weights": lambda value: value is None or isinstance(value, dict),
     "control": lambda value: value is None or isinstance(value, dict),
+    "server_moments": lambda value: value is None or isinstance(value, dict),
+    "local_layers": lambda value: value is None or isinstance(value, dict),
     "finished": lambda value: isinstance(value, bool),
 }

@@ -326,15 +326,15 @@ MUTANTS = (
     Mutant(
         "divided by the drawn size", 4, "privacy/mechanism.py",
         {
-            "return NoisyUpdate(_divided(summed.total, expected_units), noisy_count, count_noise)": (
-                "return NoisyUpdate(_divided(summed.total, len(summed.losses) or expected_units), noisy_count, count_noise)"
+            "return NoisyUpdate(_divided(summed.total, expected_units), noisy_count, count_noise, gradient_z": (
+                "return NoisyUpdate(_divided(summed.total, len(summed.losses) or expected_units), noisy_count, count_noise, gradient_z"
             )
         },
         (f"{DETAILS}::test_rule_04_divisor_of_a_private_release_ignores_the_drawn_size",), quick=True,
     ),
     Mutant(
         "weight decay before the noise", 4, "privacy/gradients/loop.py",
-        {"torch.zeros_like(p, dtype=wide_type(p))": "(3e-5 * p.detach()).to(wide_type(p))"},
+        {"torch.zeros_like(parameter, dtype=wide_type(parameter))": "(3e-5 * parameter.detach()).to(wide_type(parameter))"},
         (f"{GRADIENTS}::test_rule_04_noise_is_on_every_trained_coordinate_also_of_an_empty_draw",),
     ),
     Mutant(

@@ -16,7 +16,7 @@ from nnunet_adpfl.trainers.checkpoint import save
 
 SETTINGS = {
     "sgd": Optimizer(name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=1e-3),
-    "adam": Optimizer(name="adam", learning_rate=0.1, weight_decay=1e-2),
+    "adam": Optimizer(name="adam", learning_rate=0.1, weight_decay=1e-2, adam_correction=False),
 }
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 

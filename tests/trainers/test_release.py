@@ -104,7 +104,7 @@ def test_rule_12_checkpoint_holds_plain_values_without_losses_or_case_ids(worksp
     assert set(content) == {*CHECKPOINT_KEYS, "adpfl"}
     assert set(content["adpfl"]) == {
         "run", "plan_hash", "initial_digest", "clip_norm", "round", "steps_done", "ledger_heads", "raw_weights", "control",
-        "finished",
+        "server_moments", "local_layers", "finished",
     }  # fmt: skip
     assert content["logging"] == {}
     assert content["_best_ema"] is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import torch
 from nnunet_adpfl.privacy.clipping import ClipRule
 
 Target = torch.Tensor | list[torch.Tensor]
+Coordinates = Mapping[str, torch.Tensor | None]  # parameter -> flat indices (int64) that are trained; None: all of them
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class ClippedSum:
     """Sum over the drawn units of their clipped gradients. PRIVATE: it may only go to `Mechanism.release`.
 
     Attributes:
-        total: parameter name -> sum, float32 or float64; zeros where nobody was drawn.
+        total: parameter name -> sum, float32 or float64; zeros where nobody was drawn. Where only some coordinates of a
+            parameter are trained it holds those alone, in one dimension.
         centred_count: sum over units of (b - 1/2), b = gradient norm below the clip norm.
         non_finite: units whose contribution was zero because it was not finite; a local counter.
         losses: loss of each unit; for the local log of a run only.

@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_adpfl.errors import PrivacyRefusedError
 from nnunet_adpfl.privacy.clipping import ClipRule
-from nnunet_adpfl.privacy.gradients.interface import ClippedSum, Target, UnitPatches
+from nnunet_adpfl.privacy.gradients.interface import ClippedSum, Coordinates, Target, UnitPatches
 from nnunet_adpfl.privacy.gradients.precision import half, wide_type
 
 MAX_NORM = 1e30  # beyond it a float32 factor is too coarse to bound the result, so it counts as not finite
@@ -28,18 +28,27 @@ class LoopEngine:
         loss: nnU-Net's loss, averaging over the patches of the batch it gets (the patches of one unit).
         trained: name -> parameter, in a fixed order.
         autocast: bfloat16 forward and backward; clip and sum stay in float32.
+        coordinates: what of the trained parameters is trained now; None: all. Norm and sum, and so the noise later, are
+            of these alone (design section 5, rule 4).
     """
 
     def __init__(
-        self, network: nn.Module, loss: Loss, trained: Mapping[str, nn.Parameter], *, autocast: bool = False
+        self,
+        network: nn.Module,
+        loss: Loss,
+        trained: Mapping[str, nn.Parameter],
+        *,
+        autocast: bool = False,
+        coordinates: Coordinates | None = None,
     ) -> None:
         self._network = network
         self._loss = loss
         self._trained = dict(trained)
         self._autocast = autocast
+        self._coordinates: Coordinates = dict.fromkeys(self._trained) if coordinates is None else dict(coordinates)
 
     def clipped_sum(self, units: Iterable[UnitPatches], rule: ClipRule) -> ClippedSum:
-        result = ClippedSum({name: torch.zeros_like(p, dtype=wide_type(p)) for name, p in self._trained.items()})
+        result = ClippedSum({name: _zeros(self._trained[name], kept) for name, kept in self._coordinates.items()})
         totals = list(result.total.values())
         self._network.train()
         for unit in units:
@@ -61,17 +70,26 @@ class LoopEngine:
             loss = self._loss(self._network(unit.data), unit.target)
         torch.autograd.backward(loss)
         gradients = []
-        for name, parameter in self._trained.items():
+        for name, kept in self._coordinates.items():
+            parameter = self._trained[name]
             if parameter.grad is None:
                 raise PrivacyRefusedError(
                     f"parameter {name} is trained but gets no gradient; freeze it in the privacy plan"
                 )
-            gradients.append(parameter.grad.to(wide_type(parameter)))
+            gradient = parameter.grad.to(wide_type(parameter))
+            gradients.append(gradient if kept is None else gradient.flatten()[kept])
         return float(loss.detach()), gradients
 
     def _clear(self) -> None:
         for parameter in self._trained.values():
             parameter.grad = None
+
+
+def _zeros(parameter: nn.Parameter, kept: torch.Tensor | None) -> torch.Tensor:
+    """In the memory format of the parameter, or one dimension where only some coordinates are trained."""
+    if kept is None:
+        return torch.zeros_like(parameter, dtype=wide_type(parameter))
+    return torch.zeros(kept.numel(), dtype=wide_type(parameter), device=parameter.device)
 
 
 def _norm(gradients: list[torch.Tensor]) -> float:
