@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from nnunet_adpfl.cli import audit, cohort, convert, demo, evaluate, install, plan, privacy, run, synth, train
+from nnunet_adpfl.cli import audit, cohort, compare, convert, demo, evaluate, install, plan, privacy, run, synth, train
 from nnunet_adpfl.errors import AdpflError
 
 # Before torch is loaded: waiting threads sleep instead of spinning. Where training shares the cores with its loader or
@@ -23,6 +23,7 @@ GROUPS: tuple[ModuleType, ...] = (
     plan,
     train,
     run,
+    compare,
     evaluate,
     privacy,
     install,

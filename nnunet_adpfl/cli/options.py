@@ -61,7 +61,7 @@ LocalSteps = Annotated[
 ]
 Strategy = Annotated[
     str | None,
-    typer.Option(help="fedavg, fedprox, fedavgm, fedadam or fedbn. Default: the privacy plan's (fedavg in a new one)."),
+    typer.Option(help="fedavg, fedprox, fedavgm, fedadam, fedbn, or local (nothing is shared). Default: as the privacy plan says."),
 ]
 Validation = Annotated[str | None, typer.Option(help="Are validation patients private or public? Default private.")]
 ToleranceMm = Annotated[float, typer.Option(help="Boundaries this close agree (NSD), in mm; pixels for PNG.")]

@@ -18,7 +18,7 @@ from nnunet_adpfl.evaluation.boundary import Mask
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 TRUTH_COLOUR, PREDICTION_COLOUR = "#56D0FF", "#FF8C1A"
 MAX_LEGEND_ENTRIES = 12
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -34,7 +34,7 @@ def curves(
     series: Mapping[str, Points], y_label: str, *, log: bool = False, limit: tuple[str, float] | None = None
 ) -> str:
     """Lines over rounds, one per name; ``limit`` is a horizontal line with its label, and starts the axis at 0."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _axes(4.6, 2.7)
         for index, (name, points) in enumerate(series.items()):
             x, y = zip(*points, strict=True) if points else ((), ())
@@ -57,7 +57,7 @@ def curves(
 
 def bars(values: Mapping[str, Sequence[float]], y_label: str) -> str:
     """One bar per name at the mean of its values, each value as a dot; axis from 0 to 1."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _axes(max(3.4, 0.55 * len(values) + 1.6), 2.7)
         axes.bar(list(values), [float(np.mean(v)) for v in values.values()], color="#BFD9EA", width=0.6)
         for index, points in enumerate(values.values()):

@@ -10,7 +10,7 @@ import torch
 
 from nnunet_adpfl import atomic_files, tensor_files
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
-from nnunet_adpfl.federation import stored_update
+from nnunet_adpfl.federation import stored_update, update_filters
 from nnunet_adpfl.federation.messages import RoundTask, SiteUpdate, Weights
 from nnunet_adpfl.privacy import accounting
 from nnunet_adpfl.privacy import ledger as ledgers
@@ -143,6 +143,7 @@ def _open_ledger(task: RoundTask, site: Site, units: list[str]) -> Ledger:
         mechanism=site.mechanism,
         declared_steps=task.declared_steps,
         checkpoint_head=task.ledger_head,
+        **({"reason": update_filters.reason(site.mechanism.plan, site.model.trained)} if _has_filter(site) else {}),
     )
 
 
@@ -158,14 +159,22 @@ def _receive(weights: Weights, site: Site) -> None:
     checkpoints.load_weights(site.model.network, tensors, "weights received from the server")
 
 
+def _has_filter(site: Site) -> bool:
+    return site.mechanism.plan.update_filter.kind != "none"
+
+
 def _make_update(task: RoundTask, site: Site, outcome: BlockOutcome, attempt: int, head: str) -> SiteUpdate:
+    weights = {name: p.detach().cpu().numpy().copy() for name, p in site.model.trained.items()}
+    if _has_filter(site):
+        generator = site.randomness.noise(site.name, task.first_step)
+        weights = update_filters.filtered(site.mechanism.plan.update_filter, task.weights, weights, task.steps, generator)
     return SiteUpdate(
         site=site.name,
         run=task.run,
         round=task.round,
         attempt=attempt,
         steps=task.steps,
-        weights={name: p.detach().cpu().numpy().copy() for name, p in site.model.trained.items()},
+        weights=weights,
         noisy_count=outcome.noisy_count,
         count_noise_std=outcome.count_noise_std,
         expected_units=outcome.expected_units,

@@ -113,7 +113,7 @@ def _chosen(
         if getattr(choices, name) is not None:
             content[name] = getattr(choices, name)
     if choices.initial_weights is not None:
-        content["initial_weights"] = _declared_public(choices.initial_weights)
+        content["initial_weights"] = declared_public(choices.initial_weights)
     return content
 
 
@@ -147,7 +147,8 @@ def _default_reserve(steps: int, local_steps: Any) -> int:
     return max(math.ceil(RESERVE_SHARE * steps), 2 * local_steps)
 
 
-def _declared_public(path: Path) -> dict[str, str]:
+def declared_public(path: Path) -> dict[str, str]:
+    """Section ``initial_weights`` of a privacy plan that declares this file public (rule 16)."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

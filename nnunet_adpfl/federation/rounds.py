@@ -21,7 +21,7 @@ from nnunet_adpfl.trainers import local_layers, post_processing
 from nnunet_adpfl.trainers.noise_control import NoiseControl
 from nnunet_adpfl.trainers.private_model import PrivateModel
 from nnunet_adpfl.trainers.run_folder import RunFolder
-from nnunet_adpfl.trainers.run_state import RunState
+from nnunet_adpfl.trainers.run_state import Observer, RunState
 
 ATTEMPTS_PER_ROUND = 2  # a round with a failed site is repeated once, then the run stops with its checkpoint
 
@@ -36,6 +36,7 @@ class FederatedRun:
         state: where to go on from.
         mirroring_axes: of nnU-Net's augmentation; the predictor reads them from the checkpoint.
         rounds: stop after this many rounds in all; default: all steps of the plan.
+        observe: called after every round.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class FederatedRun:
         *,
         mirroring_axes: tuple[int, ...] | None,
         rounds: int | None = None,
+        observe: Observer | None = None,
     ) -> None:
         plan = folder.prepared.plan
         self.state = state
         self._folder = folder
         self._model = model
         self._engine = engine
+        self._observe = observe
         self._mirroring_axes = mirroring_axes
         self.mechanism = mechanisms.make(plan, folder.prepared.fold.name)
         planned = -(-plan.steps // plan.rounds.local_steps)
@@ -112,6 +115,8 @@ class FederatedRun:
                 break
             self._finish_round(average)
             self.save()
+            if self._observe is not None:
+                self._observe(state.round, {**self._global, **(self._average or {})}, self._local_layers())
         state.finished = True
         state.raw_weights = state.control = state.server_moments = None
         self.save()
@@ -206,7 +211,7 @@ class FederatedRun:
         """Each site's own layers, averaged over the rounds like the model that they will go into."""
         if not self._local_names:
             return
-        known = {site: _as_arrays(values) for site, values in (self.state.local_layers or {}).items()}
+        known = self._local_layers()
         self.state.local_layers = {
             site: {
                 name: torch.from_numpy(value)
@@ -214,6 +219,9 @@ class FederatedRun:
             }
             for site, values in self._local_answers.items()
         }
+
+    def _local_layers(self) -> dict[str, Weights]:
+        return {site: _as_arrays(values) for site, values in (self.state.local_layers or {}).items()}
 
     def _trained_part(self, weights: Weights) -> Weights:
         return {name: weights[name] for name in self._model.trained}

@@ -18,7 +18,7 @@ from nnunet_adpfl.trainers import noise_control, patient_totals, prepared_fold, 
 from nnunet_adpfl.trainers.patient_loader import PatientLoader
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.run_folder import RunFolder
-from nnunet_adpfl.trainers.run_state import RunState
+from nnunet_adpfl.trainers.run_state import Observer, RunState
 
 KIND = "federated"
 
@@ -51,20 +51,48 @@ def train(
     """
     folders.base_folder("nnUNet_results")  # said before any work
     preprocessed = folders.preprocessed_folder(dataset)
-    prepared = prepared_fold.load(preprocessed, plans, configuration, fold, trainer, local_steps=local_steps, strategy=strategy)
+    prepared = prepared_fold.load(
+        preprocessed, plans, configuration, fold, trainer, local_steps=local_steps, strategy=strategy
+    )
     _check_rounds(prepared, rounds)
-    chosen = chosen_device(device)
     path = folders.run_folder(preprocessed.name, trainer, plans, configuration, prepared.fold.name)
-    folder = RunFolder(path, prepared, trainer)
-    if not go_on:
-        run_manifest.check_unused(path)
-    with run_manifest.locked(path):
-        _train_locked(folder, chosen, rounds, go_on, workers, randomness or SecretRandomness(prepared.plan.noise_source))
+    train_in(
+        RunFolder(path, prepared, trainer), chosen_device(device),
+        rounds=rounds, go_on=go_on, workers=workers, randomness=randomness,
+    )  # fmt: skip
     return path
 
 
+def train_in(
+    folder: RunFolder,
+    device: torch.device,
+    *,
+    rounds: int | None = None,
+    go_on: bool = False,
+    workers: int | None = None,
+    randomness: Randomness | None = None,
+    observe: Observer | None = None,
+) -> None:
+    """Train what the folder's prepared fold describes, site by site, into that folder; see `train`.
+
+    Args:
+        observe: called after every round.
+    """
+    if not go_on:
+        run_manifest.check_unused(folder.path)
+    randomness = randomness or SecretRandomness(folder.prepared.plan.noise_source)
+    with run_manifest.locked(folder.path):
+        _train_locked(folder, device, rounds, go_on, workers, randomness, observe)
+
+
 def _train_locked(
-    folder: RunFolder, device: torch.device, rounds: int | None, go_on: bool, workers: int | None, randomness: Randomness
+    folder: RunFolder,
+    device: torch.device,
+    rounds: int | None,
+    go_on: bool,
+    workers: int | None,
+    randomness: Randomness,
+    observe: Observer | None,
 ) -> None:
     prepared = folder.prepared
     resumed = folder.resume(KIND) if go_on and not folder.is_bare() else None
@@ -80,8 +108,9 @@ def _train_locked(
     engine = InProcess(folder.path, prepared, model, PatientLoader(source, device, workers), randomness)
     try:
         run = FederatedRun(
-            folder, model, engine, state, mirroring_axes=planned.inference_allowed_mirroring_axes, rounds=rounds
-        )
+            folder, model, engine, state,
+            mirroring_axes=planned.inference_allowed_mirroring_axes, rounds=rounds, observe=observe,
+        )  # fmt: skip
         if resumed:
             run.restore(resumed[0])
         else:

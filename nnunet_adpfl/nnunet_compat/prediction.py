@@ -90,7 +90,7 @@ class CasePredictor:
         self._settings = configuration_of(self._plans, model.configuration)
         self._dataset_json = dict(model.dataset_json)
         self._dataset = infer_dataset_class(str(data_folder))(str(data_folder))
-        network = _network(model, self._plans, self._settings).to(device).eval()
+        self._network = network = _network(model, self._plans, self._settings).to(device).eval()
         benchmark = torch.backends.cudnn.benchmark
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a warning on every CPU, whatever it was asked for
             self._predictor = nnUNetPredictor(use_mirroring=mirroring, device=device, allow_tqdm=False)
@@ -102,6 +102,22 @@ class CasePredictor:
     @property
     def cases(self) -> set[str]:
         return set(self._dataset.identifiers)
+
+    def replace_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Go on with other weights of the same network; of a tensor with several names one is enough."""
+        self._network.load_state_dict(dict(weights), strict=False)
+
+    def label_maps(self, case: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Predicted and true label map of a case on the grid that the network works on, without going back to the
+        original image: quick. None where the network's output is not finite."""
+        data, _ = self._load(case)
+        truth = np.maximum(np.asarray(self._dataset.load_case(case)[1][:])[0], 0)  # -1: outside of the image
+        with contextlib.redirect_stdout(sys.stderr):
+            logits = self._logits(data)
+        if logits is None:
+            return None
+        labels = self._plans.get_label_manager(self._dataset_json).convert_logits_to_segmentation(logits)
+        return np.asarray(labels), truth
 
     def predict_to_file(self, case: str, folder: Path) -> Path:
         """Write the predicted label map of a case in the geometry of its original image, and return the file.

@@ -145,7 +145,7 @@ class Rounds(_Section):
     """Default division of the steps into rounds; a round is also the block that one ledger line pays for."""
 
     local_steps: Annotated[int, Field(ge=1)] = 5
-    strategy: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedbn"] = "fedavg"
+    strategy: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedbn", "local"] = "fedavg"
     weights: Literal["declared", "equal"] = "declared"  # FedAvg by declared sizes, or equal
     optimizer_state: Literal["reset", "kept"] = "reset"  # at the start of a round
     proximal_mu: Positive = 0.1  # of fedprox: pull towards the weights that the round began with
@@ -153,6 +153,19 @@ class Rounds(_Section):
     server_momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.9  # of fedavgm and fedadam
     server_adaptivity: Positive = 1e-3  # tau of fedadam
     local_patterns: tuple[str, ...] = ("*norm*",)  # of fedbn: parameters whose values stay each site's own
+
+
+class UpdateFilter(_Section):
+    """Paper mode: a filter on a site's whole update, to compare with. It gives NO patient-level guarantee; only runs
+    without clip and noise (clipping none) can have one, and their ledger says that nothing is promised."""
+
+    kind: Literal["none", "paper", "svt"] = "none"
+    fraction: Fraction = 0.9  # of the coordinates that is sent
+    percentile: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 90.0  # of paper: threshold among magnitudes
+    gamma: Positive = 1e-4  # of svt: threshold, per local step
+    tau: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-6  # of svt
+    epsilon: Positive = 1e-3  # of svt: of the choice of coordinates; NVIDIA FLARE's number, and the paper's
+    release_epsilon: Positive = 1.0  # of each coordinate that is sent; NVIDIA FLARE's noise_var
 
 
 class PrivacyPlan(_Section):
@@ -177,6 +190,7 @@ class PrivacyPlan(_Section):
     trainable: Trainable = Trainable()
     initial_weights: InitialWeights = InitialWeights()
     rounds: Rounds = Rounds()
+    update_filter: UpdateFilter = UpdateFilter()
     engine: Literal["auto", "loop", "fused"] = "loop"
     invert_activations: bool = False  # of the fused engine: less memory for a little more time
     noise_source: Literal["os_seeded", "secure"] = "os_seeded"
@@ -200,6 +214,8 @@ class PrivacyPlan(_Section):
     def _fields_fit_each_other(self) -> PrivacyPlan:
         if (self.fingerprint == "dp") != (self.fingerprint_release is not None):
             raise ValueError("fingerprint dp and fingerprint_release belong together; make them with `adpfl plan --fingerprint dp`")
+        if self.update_filter.kind != "none" and self.is_private:
+            raise ValueError("update_filter gives no guarantee and is for runs without clip and noise (clipping.method none)")
         if self.trainable.masks and self.engine == "fused":
             raise ValueError("trainable.random_mask and trainable.phases need engine loop (or auto)")
         if self.is_data_driven:

@@ -48,12 +48,15 @@ def summarise(run: Path) -> dict[str, Any]:
     sites: dict[str, dict[str, Any]] = {}
     firsts: list[Line] = []
     scopes: set[str] = set()
+    reasons: set[str] = set()
     for path in ledger_files(run):
         content = hash_chain.read(path)
         first = ledger.first_line(path, content)
         sites[str(first["site"])] = _site_summary(path, content, first)
         firsts.append(first)
-        scopes |= {str(line.get("scope")) for line in content.lines if line["event"] == "non_private"}
+        openly = [line for line in content.lines if line["event"] == "non_private"]
+        scopes |= {str(line.get("scope")) for line in openly}
+        reasons |= {f"the training: {line.get('reason')}" for line in openly if line.get("scope") == "training"}
     if run.is_dir():
         _check_against_checkpoint(run)
     deltas = {first["delta"] for first in firsts}
@@ -72,6 +75,7 @@ def summarise(run: Path) -> dict[str, Any]:
         "not_covered": [
             *NOT_COVERED,
             *([NOT_COVERED_PLAN] if "plan" in scopes else []),
+            *sorted(reasons),
             *sorted({text for first in firsts for text in first.get("declarations") or ()}),
         ],
         "accountant": "RDP filter" if firsts[0]["composition"] == "rdp_filter" else "PLD",

@@ -1,4 +1,4 @@
-"""Layers that stay each site's own between rounds (FedBN, Li et al. 2021): here usually the normalisation layers.
+"""Layers that stay each site's own between rounds: normalisation layers (FedBN, Li et al. 2021), or all of them (local).
 
 Their values at a site come from that site's private steps, so they are covered like everything else that it sends. The
 server still averages what it gets, for sites that never trained; a site goes on with its own.
@@ -19,13 +19,13 @@ from nnunet_adpfl.trainers import checkpoint as checkpoints
 
 
 def names_of(settings: Rounds, trained: Iterable[str]) -> list[str]:
-    """Trained parameters that stay local; none but for ``fedbn``.
+    """Trained parameters that stay local: those of ``fedbn``'s patterns, or all for ``local``, where nothing is shared.
 
     Raises InputError when the patterns match nothing, or everything.
     """
-    if settings.strategy != "fedbn":
-        return []
     names = list(trained)
+    if settings.strategy != "fedbn":
+        return names if settings.strategy == "local" else []
     local = [name for name in names if any(fnmatchcase(name, glob) for glob in settings.local_patterns)]
     if not local or len(local) == len(names):
         what = "no trained parameter" if not local else "every trained parameter, so nothing would be shared"

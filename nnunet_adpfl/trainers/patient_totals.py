@@ -24,6 +24,9 @@ from nnunet_adpfl.trainers import run_spending, site_ledger
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.run_spending import RunSpending
 
+COMPARISONS = "adpfl_compare"  # folder of `adpfl compare` in nnUNet_results/DATASET
+_LEDGERS = (ledgers.FILE_NAME, f"sites/*/{ledgers.FILE_NAME}")
+
 
 @dataclass(frozen=True)
 class Total:
@@ -97,7 +100,8 @@ def check_odometers(preprocessed: Path, cohort: Cohort) -> None:
             )
     known = {site: site_ledger.odometer_of(preprocessed, site).runs() for site in cohort.sites}
     results = folders.base_folder("nnUNet_results") / preprocessed.name
-    for path in [*results.glob(f"*/fold_*/{ledgers.FILE_NAME}"), *results.glob(f"*/fold_*/sites/*/{ledgers.FILE_NAME}")]:
+    places = [f"*/fold_*/{name}" for name in _LEDGERS] + [f"{COMPARISONS}/*/*/seed_*/{name}" for name in _LEDGERS]
+    for path in (path for place in places for path in results.glob(place)):
         lines = hash_chain.read(path).lines
         if not lines:
             continue  # a crash left it without its first line, so nothing was spent on it

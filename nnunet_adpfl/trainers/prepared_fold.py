@@ -108,6 +108,8 @@ def variant(
     """
     check_trainer(trainer)
     content = plan.model_dump(mode="json")
+    if trainer != "nnUNetTrainerNP":
+        content["update_filter"] = {}
     if trainer == "nnUNetTrainerDP":
         content |= {"noise_decay": {}, "adaptation": {}, "noise_multiplier": None}
         content["clipping"]["method"] = "fixed"

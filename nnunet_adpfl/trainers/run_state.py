@@ -7,9 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from nnunet_adpfl.errors import InputError
+
+# Called after every round, for experiments: number of finished rounds, weights of the model as it would be kept, and each
+# site's own layers. What it gets is private output; what it then looks at is not covered by anything.
+Observer = Callable[[int, Mapping[str, np.ndarray], Mapping[str, Mapping[str, np.ndarray]]], None]
 
 
 @dataclass

@@ -42,12 +42,14 @@ def open_ledger(
     mechanism: Mechanism,
     declared_steps: int,
     checkpoint_head: str | None,
+    reason: str = "trained without clipping and noise",
 ) -> Ledger:
     """Resume the run's ledger, or start it where the run has not spent anything yet.
 
     Args:
         declared_steps: steps that the run takes in all; a run that takes fewer was stopped by choice, or by its budget.
         checkpoint_head: ledger head in the checkpoint that training goes on from; None before the first block.
+        reason: of a run without guarantee: what its ledger says.
 
     Raises PrivacyRefusedError when the ledger is missing, damaged, shorter than recorded, or without its checkpoint.
     """
@@ -66,7 +68,7 @@ def open_ledger(
     if checkpoint_head is not None:
         ledger.check_contains(checkpoint_head, "the checkpoint")
     _note_fingerprint(ledger, mechanism.plan)
-    _note_releases_without_guarantee(ledger, mechanism.plan)
+    _note_releases_without_guarantee(ledger, mechanism.plan, reason)
     return ledger
 
 
@@ -179,7 +181,7 @@ def _note_fingerprint(ledger: Ledger, plan: PrivacyPlan) -> None:
         ledger.append({**event, "release": release.release}, round_index=0, attempt=0)
 
 
-def _note_releases_without_guarantee(ledger: Ledger, plan: PrivacyPlan) -> None:
+def _note_releases_without_guarantee(ledger: Ledger, plan: PrivacyPlan, training_reason: str) -> None:
     """Non-private training, and a plan made from exact sums over patients, are said in the ledger itself.
 
     That a plan was made without such sums counts only where `adpfl plan` noted so in every odometer: the privacy plan can
@@ -193,8 +195,7 @@ def _note_releases_without_guarantee(ledger: Ledger, plan: PrivacyPlan) -> None:
             reason = f"nothing shows that the nnU-Net plan was made with --fingerprint {plan.fingerprint}"
         ledger.append({"event": "non_private", "scope": "plan", "reason": reason}, round_index=0, attempt=0)
     if not plan.is_private and "training" not in scopes:
-        reason = "trained without clipping and noise"
-        ledger.append({"event": "non_private", "scope": "training", "reason": reason}, round_index=0, attempt=0)
+        ledger.append({"event": "non_private", "scope": "training", "reason": training_reason}, round_index=0, attempt=0)
 
 
 def _declarations(plan: PrivacyPlan) -> list[str]:

@@ -1,0 +1,127 @@
+"""From the runs of a comparison to its table: what `adpfl compare --json` prints, and the same to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from nnunet_adpfl.experiments.comparison import statistics
+from nnunet_adpfl.experiments.comparison.methods import PUBLIC
+
+METRICS = ("dice", "hd95_mm", "nsd")
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # method -> content of result.json of each seed
+
+
+def figures(runs: Runs) -> dict[str, Any]:
+    """All figures of the table; see docs/comparison.md for each."""
+    return {
+        "methods": {name: _method(results) for name, results in runs.items()},
+        "gap_closed": {"dice": _gaps(runs)},
+        "stability": _stability(runs),
+    }
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The table as text: one row per method."""
+    lines = [
+        "| method | Dice | over seeds | over patients | HD95 | NSD | rounds to 90 % | last rounds | epsilon | guarantee |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["methods"].items():
+        dice = row["dice"]
+        cells = [
+            name, _text(dice["mean"]), _text(dice["std_seeds"], 4), _text(dice["std_cases"]),
+            _text(row["hd95_mm"]["mean"], 2), _text(row["nsd"]["mean"]), _text(row["rounds_to_90"], 1),
+            _text(row["last_rounds_std"], 4), _text(row["epsilon"], 2), row["guarantee"],
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    for kind, gap in found["gap_closed"]["dice"].items():
+        share = "no share: the gap's interval holds 0" if gap["share"] is None else (
+            f"{gap['share']:.0%} closed (95 % interval {gap['ci95'][0]:.0%} to {gap['ci95'][1]:.0%})"
+        )  # fmt: skip
+        lines.append(f"\n{kind}: gap {gap['gap']:.4f} ({gap['gap_ci95'][0]:.4f} to {gap['gap_ci95'][1]:.4f}), {share}.")
+    return "\n".join(lines) + "\n"
+
+
+def _method(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    by_seed = {int(result["seed"]): result for result in results}
+    row: dict[str, Any] = {
+        metric: statistics.spread({seed: result["mean"][metric] for seed, result in by_seed.items()}) for metric in METRICS
+    }
+    cases = [fmean(values) for values in zip(*(result["dice_of_cases"].values() for result in results), strict=True)]
+    row["dice"]["std_cases"] = float(np.std(cases, ddof=1)) if len(cases) > 1 else None
+    for part in ("sites", "classes"):
+        names = list(results[0][part])
+        row[part] = {
+            name: {metric: fmean(result[part][name][metric] for result in results) for metric in METRICS} for name in names
+        }
+    curves = [result["curve"] for result in results if result["curve"]]
+    reached = [statistics.rounds_to(curve, 0.9 * curve[-1]) for curve in curves]
+    deviations = [statistics.last_rounds_deviation(curve) for curve in curves]
+    epsilons = [result["epsilon"] for result in results]
+    return {
+        **row,
+        "seeds": sorted(by_seed),
+        "rounds": len(curves[0]) if curves else None,
+        "rounds_to_90": fmean(known) if (known := [number for number in reached if number is not None]) else None,
+        "last_rounds_std": fmean(told) if (told := [value for value in deviations if value is not None]) else None,
+        "epsilon": None if None in epsilons else max(epsilons),
+        "guarantee": results[0]["guarantee"],
+        "tuned": results[0]["tuned"],
+    }
+
+
+def _gaps(runs: Runs) -> dict[str, Any]:
+    """Shares of the DP-FL -> NP-FL gap: with the same start for all three, and of the full system against plain starts."""
+    found = {}
+    starts = {"same_start": "", "same_public_start": f"@{PUBLIC}"}
+    for name, suffix in starts.items():
+        trio = [f"{method}{suffix}" for method in ("dp-fl", "np-fl", "adp-fl")]
+        if all(method in runs for method in trio):
+            found[name] = _gap(runs, *trio)
+    if all(method in runs for method in ("dp-fl", "np-fl", f"adp-fl@{PUBLIC}")):
+        found["full_system"] = _gap(runs, "dp-fl", "np-fl", f"adp-fl@{PUBLIC}")
+    return found
+
+
+def _gap(runs: Runs, lower: str, upper: str, method: str) -> dict[str, Any]:
+    tables = _same_seeds_and_cases([runs[name] for name in (lower, upper, method)])
+    return {**statistics.gap_closed(*tables), "of": [lower, upper, method]}
+
+
+def _same_seeds_and_cases(groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[np.ndarray]:
+    """Dice of the seeds and cases that all groups have, (seeds, cases) each."""
+    by_seed = [{int(result["seed"]): result["dice_of_cases"] for result in group} for group in groups]
+    seeds = sorted(set.intersection(*(set(known) for known in by_seed)))
+    cases = sorted(set.intersection(*(set(known[seed]) for known in by_seed for seed in seeds)))
+    return [np.array([[known[seed][case] for case in cases] for seed in seeds]) for known in by_seed]
+
+
+def _stability(runs: Runs) -> dict[str, Any]:
+    """ADP-FL against DP-FL: deviation over seeds, over the last rounds, and rounds to DP-FL's final Dice."""
+    found = {}
+    for suffix in ("", f"@{PUBLIC}"):
+        dp, adp = runs.get(f"dp-fl{suffix}"), runs.get(f"adp-fl{suffix}")
+        if not dp or not adp:
+            continue
+        last = [[statistics.last_rounds_deviation(result["curve"]) for result in group] for group in (adp, dp)]
+        entry: dict[str, Any] = {
+            "deviation_over_seeds": statistics.deviation_ratio(
+                [result["mean"]["dice"] for result in adp], [result["mean"]["dice"] for result in dp]
+            )
+        }
+        if all(value is not None for group in last for value in group):
+            entry["deviation_over_last_rounds"] = statistics.mean_ratio(*last)  # type: ignore[arg-type]
+            goal = fmean(fmean(result["curve"][-3:]) for result in dp)
+            reached = [statistics.rounds_to(result["curve"], goal) for result in adp]
+            entry["rounds_to_final_dice_of_dp"] = reached
+            entry["share_of_rounds"] = fmean((number or len(adp[0]["curve"])) / len(adp[0]["curve"]) for number in reached)
+        found[f"same_start{suffix and '_public'}"] = entry
+    return found
+
+
+def _text(value: float | None, digits: int = 3) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,151 @@
+"""`adpfl compare`: what is refused beforehand, the same settings for all, runs that are kept, tuning on others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_dataset
+import torch
+import workspace as workspaces
+from workspace import CONFIGURATION, PLANS, Workspace, read
+
+from nnunet_adpfl.errors import InputError
+from nnunet_adpfl.experiments.comparison import comparison, methods, runs, tuning
+from nnunet_adpfl.experiments.comparison.comparison import CompareSettings, compare
+from nnunet_adpfl.privacy import plan as privacy_plans
+from nnunet_adpfl.privacy.plan import InitialWeights
+
+RANDOM = InitialWeights()
+
+
+def settings(workspace: Workspace, **changes: object) -> CompareSettings:
+    base: dict[str, object] = {
+        "dataset": tiny_dataset.NAME, "configuration": CONFIGURATION, "fold": "0", "plans": PLANS, "methods": ("np-fl", "adp-fl"),
+        "seeds": 1, "curve_cases": 1, "workers": 0, "name": "test",
+    }  # fmt: skip
+    return CompareSettings(**{**base, **changes})  # type: ignore[arg-type]
+
+
+def declared(workspace: Workspace) -> privacy_plans.PrivacyPlan:
+    return privacy_plans.load(workspace.plan_file)
+
+
+def test_methods_share_everything_but_what_they_are_about(workspace: Workspace) -> None:
+    plans = {name: methods.plan_of(declared(workspace), methods.METHODS[name], {}, 3, RANDOM) for name in methods.METHODS}
+    for name, plan in plans.items():
+        for shared in ("steps", "sampling_rate", "patches_per_unit", "epsilon", "delta", "initial_weights", "training_units", "seed"):
+            assert getattr(plan, shared) == getattr(plans["adp-fl"], shared), (name, shared)
+    assert plans["dp-fl"].clipping.method == "fixed"
+    assert plans["adp-fl"] == declared(workspace).model_copy(update={"seed": 3, "noise_multiplier": None})
+    assert {name for name, plan in plans.items() if not plan.is_private} == {"local", "central", "np-fl", "paper", "paper-dp"}
+    for name in ("np-fl", "dp-fl"):
+        assert not plans[name].optimizer.averages_weights
+    assert plans["local"].rounds.strategy == plans["local-adp"].rounds.strategy == "local"
+
+
+def test_variant_changes_its_fields_and_is_not_tuned_on_them(workspace: Workspace) -> None:
+    (variant,) = methods.chosen([], ["auto=adp-fl:clipping.method=auto_s;optimizer.learning_rate=0.7"])
+    assert (variant.name, variant.tuned_as, dict(variant.grid)) == ("auto", "adp-fl", {})
+    plan = methods.plan_of(declared(workspace), variant, {}, 0, RANDOM)
+    assert (plan.clipping.method, plan.optimizer.learning_rate) == ("auto_s", 0.7)
+    assert plan.clipping.clip_norm == declared(workspace).clipping.clip_norm
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("np-fl", "best-fl")}, "unknown"),
+        ({"methods": ("np-fl", "np-fl")}, "named twice"),
+        ({"methods": ()}, "names no method"),
+        ({"variants": ("x=adp-fl",)}, "write NAME=METHOD"),
+        ({"variants": ("x=adp-fl:nonsense.field=1",)}, "no section"),
+        ({"variants": ("x=adp-fl:optimizer.nonsense=1",)}, "nonsense"),
+        ({"methods": ("adp-fl@public",)}, "needs --init"),
+        ({"seeds": 0}, "must be 1 or more"),
+        ({"fold": "all"}, "holds out no case"),
+        ({"tune_on": tiny_dataset.NAME}, "tune on others"),
+        ({"name": "../up"}, "not a name"),
+        ({"init": Path("missing.pth")}, "cannot be read"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_run(changes: dict[str, object], message: str, workspace: Workspace) -> None:
+    with pytest.raises(InputError, match=message):
+        compare(settings(workspace, **changes))
+    assert not list(workspace.results.rglob("run.json"))
+
+
+def test_a_comparison_is_run_once_and_its_table_kept(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    public = workspace.base / "public.pth"
+    checkpoint = torch.load(workspace.train("3d_fullres") / "checkpoint_final.pth", weights_only=True)
+    torch.save({key: value for key, value in checkpoint.items() if key != "adpfl"}, public)
+    found = compare(settings(workspace, methods=("local", "central", "np-fl", "dp-fl", "adp-fl"), init=public))
+    assert set(found["methods"]) == {
+        name + start for name in ("local", "central", "np-fl", "dp-fl", "adp-fl") for start in ("", "@public")
+    }
+    assert set(found["gap_closed"]["dice"]) == {"same_start", "same_public_start", "full_system"}
+    folder = Path(found["folder"])
+    assert folder == workspace.results / "adpfl_compare" / "test"
+    assert {path.name for path in folder.glob("*.*")} == {"comparison.json", "comparison.md", "curves.svg", "scores.svg"}
+    assert (folder / "adp-fl@public" / "seed_0" / "privacy_plan.json").is_file()
+    results = read(folder / "adp-fl" / "seed_0" / "result.json")
+    assert len(results["curve"]) == workspaces.ROUNDS
+    assert 0 < results["epsilon"] <= 8
+    assert read(folder / "np-fl" / "seed_0" / "result.json")["epsilon"] is None
+
+    def fails(*_: object) -> None:
+        raise AssertionError("a finished run was trained again")
+
+    monkeypatch.setattr(runs, "_train", fails)
+    again = compare(settings(workspace, methods=("np-fl", "adp-fl"), init=public))
+    assert again["methods"]["adp-fl"] == found["methods"]["adp-fl"]
+    workspace.edit_plan(patches_per_unit=3)
+    with pytest.raises(Exception, match="other settings"):
+        compare(settings(workspace))
+
+
+def test_runs_of_a_comparison_are_known_to_the_odometer(workspace: Workspace) -> None:
+    """Rule 11: a comparison spends on the same patients as any other run, and losing sight of it is refused."""
+    compare(settings(workspace, methods=("adp-fl",)))
+    odometer = workspace.preprocessed / "sites" / "site-a" / "privacy_odometer.jsonl"
+    assert "adp" in odometer.read_text().lower()
+    odometer.unlink()
+    with pytest.raises(Exception, match="odometer"):
+        workspace.train("2d")
+
+
+def test_tuning_tries_every_setting_on_others_and_keeps_the_best(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "check_other_patients", lambda *_: None)  # the tiny set stands in for others here
+    tried: list[dict[str, object]] = []
+
+    def run(task: runs.RunTask) -> dict[str, object]:
+        tried.append({"method": task.method.name, **task.tuned, "folder": task.folder})
+        rate = task.tuned.get("optimizer.learning_rate", task.tuned.get("optimizer.learning_rate_non_private", 0))
+        dice = 0.9 - abs(float(rate) - 0.3)
+        mean = {"dice": dice, "hd95_mm": 1.0, "nsd": 1.0}
+        return {
+            "method": task.method.name, "seed": task.seed, "plan_hash": "", "tuned": dict(task.tuned), "mean": mean, "sites": {},
+            "classes": {}, "cases": 1, "dice_of_cases": {"one": dice}, "curve": [], "epsilon": None, "guarantee": "none", "not_covered": [],
+        }  # fmt: skip
+
+    monkeypatch.setattr(runs, "run", run)
+    found = compare(settings(workspace, methods=("np-fl", "dp-fl", "adp-fl"), tune_on=tiny_dataset.NAME))
+    sizes = {name: len(tuning.candidates(methods.METHODS[name])) for name in ("np-fl", "dp-fl", "adp-fl")}
+    assert sizes == {"np-fl": 4, "dp-fl": 16, "adp-fl": 4}
+    assert len(tried) == sum(sizes.values()) + 3
+    assert found["methods"]["np-fl"]["tuned"] == {"optimizer.learning_rate_non_private": 0.3}
+    assert found["methods"]["dp-fl"]["tuned"]["optimizer.learning_rate"] == 0.3
+    kept = Path(found["folder"]) / tuning.FILE_NAME
+    assert len(read(kept)["tried"]["dp-fl"]) == 16
+    assert tuning.load(kept)["adp-fl"] == {"optimizer.learning_rate": 0.3}
+    kept.write_text(json.dumps({"tried": 1}))
+    with pytest.raises(InputError, match="not the tuning"):
+        tuning.load(kept)
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_come_to_the_same_table(workspace: Workspace) -> None:
+    found = compare(settings(workspace, methods=("np-fl", "dp-fl"), seeds=2, jobs=2))
+    assert found["methods"]["np-fl"]["seeds"] == [0, 1]
+    assert comparison.RESULT_FILE_NAME in {path.name for path in Path(found["folder"]).iterdir()}
