@@ -113,7 +113,7 @@ def _tell_check(found: CohortFacts, delta: float, noise: Sequence[NoiseAtEpsilon
             typer.echo(f"  {channel}: mean {values['mean']:g}, standard deviation {values['standard_deviation']:g}")
         labels = ", ".join(f"{label} in {number}" for label, number in figures.get("cases_with_label", {}).items())
         typer.echo(f"  foreground {figures.get('foreground_share', 0):.2%}; labels: {labels or 'none'}")
-    typer.echo(f"privacy (default steps and sampling rate, delta {delta:g}): noise on a step's average gradient, in clip norms")
+    typer.echo(f"privacy (200 steps at sampling rate 0.25, delta {delta:g}): noise on a step's average gradient, in clip norms")
     for level in noise:
         sites = ", ".join(f"{site} {value:.3g}" for site, value in level.sites.items())
         typer.echo(f"  epsilon {level.epsilon:g}: {level.federation:.3g} over all sites ({sites})")

@@ -9,7 +9,21 @@ from typing import NoReturn
 
 import typer
 
-from nnunet_adpfl.cli import audit, cohort, compare, convert, demo, evaluate, install, plan, privacy, run, synth, train
+from nnunet_adpfl.cli import (
+    audit,
+    budget,
+    cohort,
+    compare,
+    convert,
+    demo,
+    evaluate,
+    install,
+    plan,
+    privacy,
+    run,
+    synth,
+    train,
+)
 from nnunet_adpfl.errors import AdpflError
 
 # Before torch is loaded: waiting threads sleep instead of spinning. Where training shares the cores with its loader or
@@ -17,6 +31,7 @@ from nnunet_adpfl.errors import AdpflError
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 GROUPS: tuple[ModuleType, ...] = (
+    budget,
     convert,
     synth,
     cohort,

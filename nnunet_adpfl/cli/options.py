@@ -32,7 +32,8 @@ FingerprintNoise = Annotated[
 ]
 Planner = Annotated[str, typer.Option(help="Any planner of nnU-Net: ExperimentPlanner, nnUNetPlannerResEncM, ...")]
 BaseFeatures = Annotated[
-    int | None, typer.Option(help="Features of the first stage; the plans then have their own name, nnUNetPlans_f8.")
+    str | None,
+    typer.Option(help="Features of the first stage, or auto; the plans then have their own name, nnUNetPlans_f8."),
 ]
 PlansName = Annotated[
     str | None, typer.Option("-p", help="Another name for the plans, as nnU-Net's -overwrite_plans_name.")
@@ -46,15 +47,19 @@ Epsilon = Annotated[float | None, typer.Option(help="Target epsilon of each site
 Delta = Annotated[
     float | None, typer.Option(help="Target delta, below 1/N. Default: power of ten at or below 1/(10 N).")
 ]
-Steps = Annotated[int | None, typer.Option(help="Steps of each site over the whole training. Default 200.")]
+Compute = Annotated[
+    int | None,
+    typer.Option(help="Most patches to process over the training of all sites. Default: 100 for each training patient."),
+]
+Steps = Annotated[int | None, typer.Option(help="Steps of each site over the whole training. Default: planned.")]
 ReserveSteps = Annotated[
     int | None,
     typer.Option(help="Paid for beforehand, for interrupted rounds. Default: 10 % of the steps, at least two rounds."),
 ]
 SamplingRate = Annotated[
-    float | None, typer.Option(help="q, chance of each patient to be drawn in a step. Default 0.25.")
+    float | None, typer.Option(help="q, chance of each patient to be drawn in a step. Default: planned.")
 ]
-PatchesPerPatient = Annotated[int | None, typer.Option(help="K, patches of a drawn patient. Default 2.")]
+PatchesPerPatient = Annotated[int | None, typer.Option(help="K, patches of a drawn patient. Default: 2 or 4.")]
 LocalSteps = Annotated[
     int | None,
     typer.Option(help="S, steps of a site between two averages. Default: the privacy plan's (5 in a new one)."),
@@ -81,6 +86,16 @@ Settings = Annotated[
         "--set", help="A field of the privacy plan: clipping.method=auto_s, noise_source=secure, ... (docs/privacy_plan.md)."
     ),
 ]
+
+
+def base_features(text: str | None) -> int | str | None:
+    """A whole number, or ``auto``."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--base-features {text!r} must be a whole number of 1 or more, or auto") from None
 
 
 def privacy_choices(**values: Any) -> PrivacyChoices:

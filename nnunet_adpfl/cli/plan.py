@@ -26,6 +26,7 @@ def plan(
     small_sites: opt.SmallSites = "refuse",
     epsilon: opt.Epsilon = None,
     delta: opt.Delta = None,
+    compute: opt.Compute = None,
     steps: opt.Steps = None,
     reserve_steps: opt.ReserveSteps = None,
     sampling_rate: opt.SamplingRate = None,
@@ -44,12 +45,12 @@ def plan(
     from nnunet_adpfl.experiments import pipeline
 
     choices = opt.privacy_choices(
-        epsilon=epsilon, delta=delta, steps=steps, reserve_steps=reserve_steps, sampling_rate=sampling_rate,
+        epsilon=epsilon, delta=delta, compute=compute, steps=steps, reserve_steps=reserve_steps, sampling_rate=sampling_rate,
         patches_per_unit=patches_per_patient, validation=validation, seed=seed, initial_weights=initial_weights,
         local_steps=local_steps, settings=settings,
     )  # fmt: skip
     planning = pipeline.PlanningChoices(
-        fingerprint, planner, base_features, small_sites, plans, fingerprint_noise=fingerprint_noise
+        fingerprint, planner, opt.base_features(base_features), small_sites, plans, fingerprint_noise=fingerprint_noise
     )
     written = pipeline.plan(dataset, configurations, planning, choices)
     if as_json:
@@ -61,7 +62,33 @@ def plan(
 
 def _tell(plans_name: str, configuration: str, figures: dict[str, Any]) -> None:
     typer.echo(f"{plans_name} {configuration}: {figures['privacy_plan']}")
+    noise = figures["noise_multiplier"]
     typer.echo(
         f"  epsilon {figures['epsilon']:g}, delta {figures['delta']:g} for each {figures['unit']}; q {figures['sampling_rate']:g}, "
-        f"{figures['steps']} + {figures['reserve_steps']} steps, noise multiplier {figures['noise_multiplier']:g}"
+        f"{figures['steps']} + {figures['reserve_steps']} steps, noise multiplier {'none' if noise is None else format(noise, 'g')}"
     )
+    _tell_choices(figures["choices"])
+    _tell_signal(figures["choices"], figures["signal"])
+
+
+def _tell_choices(choices: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("choice", "value", "why")
+    for name, choice in choices.items():
+        value = choice["value"]
+        table.add_row(name, f"{value:g}" if isinstance(value, float) else str(value), choice["why"])
+    Console(width=140).print(table)
+
+
+def _tell_signal(choices: dict[str, Any], signal: dict[str, Any] | None) -> None:
+    if signal is None:
+        return
+    typer.echo(
+        f"  expected signal to noise {signal['signal_to_noise']:g} on {signal['parameters']:,} parameters "
+        f"(A {signal['accumulated_signal']:g}; docs/planner.md)"
+    )
+    width, advised = choices.get("base_features", {}).get("value"), signal["advised_base_features"]
+    if width is not None and width != advised:
+        typer.echo(f"  advised: --base-features {advised}, with signal to noise {signal['advised_signal_to_noise']:g}")

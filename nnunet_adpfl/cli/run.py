@@ -35,6 +35,7 @@ def run(
     small_sites: opt.SmallSites = "refuse",
     epsilon: opt.Epsilon = None,
     delta: opt.Delta = None,
+    compute: opt.Compute = None,
     steps: opt.Steps = None,
     reserve_steps: opt.ReserveSteps = None,
     sampling_rate: opt.SamplingRate = None,
@@ -52,7 +53,7 @@ def run(
     Example: adpfl run 4 3d_fullres 0 --base-features 8 --epsilon 8 --delta 1e-4
     """
     choices = opt.privacy_choices(
-        epsilon=epsilon, delta=delta, steps=steps, reserve_steps=reserve_steps, sampling_rate=sampling_rate,
+        epsilon=epsilon, delta=delta, compute=compute, steps=steps, reserve_steps=reserve_steps, sampling_rate=sampling_rate,
         patches_per_unit=patches_per_patient, validation=validation, seed=seed, initial_weights=initial_weights,
         local_steps=local_steps, settings=settings,
     )  # fmt: skip
@@ -65,7 +66,7 @@ def run(
         configuration,
         fold,
         pipeline.PlanningChoices(
-            fingerprint, planner, base_features, small_sites, plans, fingerprint_noise=fingerprint_noise
+            fingerprint, planner, opt.base_features(base_features), small_sites, plans, fingerprint_noise=fingerprint_noise
         ),
         choices,
         pipeline.TrainingChoices(

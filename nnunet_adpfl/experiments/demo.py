@@ -46,7 +46,10 @@ class DemoSettings:
     rounds: int = 8
     local_steps: int = 5
     base_features: int = 8
+    sampling_rate: float = 0.25
+    patches_per_unit: int = 2
     learning_rate: float = 0.15
+    ema_decay: float = 0.95
     epsilon: float = 8.0
     heterogeneity: float = 0.5
     seed: int = 0
@@ -92,10 +95,13 @@ def _run(dataset: str, trainer: str, settings: DemoSettings) -> dict[str, Any]:
     privacy = PrivacyChoices(
         epsilon=settings.epsilon,
         steps=settings.rounds * settings.local_steps,
+        sampling_rate=settings.sampling_rate,
+        patches_per_unit=settings.patches_per_unit,
         seed=settings.seed,
         sections={
             "rounds": {"local_steps": settings.local_steps},
-            "optimizer": {"learning_rate": settings.learning_rate},
+            "optimizer": {"learning_rate": settings.learning_rate, "ema_decay": settings.ema_decay},
+            "clipping": {"method": "percentile"},
         },
     )
     choices = TrainingChoices(trainer=trainer, device=settings.device, mirroring=False)

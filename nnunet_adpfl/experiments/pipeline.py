@@ -17,11 +17,14 @@ from nnunet_adpfl.evaluation.report import write_report
 from nnunet_adpfl.evaluation.run_evaluation import evaluate_run
 from nnunet_adpfl.experiments.memory import peak_memory_mib
 from nnunet_adpfl.federation import dependent_runs, privacy_planning
+from nnunet_adpfl.federation.expected_signal import base_features_of, expected_signal
 from nnunet_adpfl.federation.planning import PlannedDataset, PlanningChoices, check_planning_choices, prepare_dataset
-from nnunet_adpfl.federation.privacy_planning import PrivacyChoices
+from nnunet_adpfl.federation.privacy_planning import PlannedPrivacy, PrivacyChoices
 from nnunet_adpfl.federation.training import chosen_device, train
 from nnunet_adpfl.privacy import plan as privacy_plans
+from nnunet_adpfl.privacy.choices import CHOSEN, Choice, to_json
 from nnunet_adpfl.privacy.plan import PrivacyPlan
+from nnunet_adpfl.privacy.planner import WIDTHS
 from nnunet_adpfl.privacy.summary import summarise
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import checkpoint as checkpoints
@@ -49,24 +52,28 @@ def plan(
     A privacy plan that is there is kept where no privacy setting is asked for and it still fits, so that edits by hand
     are not lost.
 
-    Returns ``{"dataset", "plans", "preprocessed", "configurations": {NAME: figures of its privacy plan}}``.
+    Returns ``{"dataset", "plans", "preprocessed", "configurations": {NAME: figures of its privacy plan, "choices", "signal"}}``.
     Raises InputError before anything is overwritten, also where an unfinished run needs the privacy plan that is there.
     """
     check_planning_choices(planning, configurations)
     cohort = cohorts.load(folders.raw_folder(dataset))
     privacy_planning.check_choices(cohort, planning.fingerprint_kind, privacy, planning.planned_release)
-    planned = prepare_dataset(dataset, configurations, planning)
+    planned = prepare_dataset(
+        dataset, configurations, planning, width=lambda stock: _advised_width(stock, configurations, privacy)
+    )
     written = {}
     for configuration in configurations:
         path = planned.preprocessed / privacy_plans.file_name(planned.plans["plans_name"], configuration)
         kept = _kept(path, planned, privacy)
-        made = kept or privacy_planning.make_privacy_plan(
-            planned.plans, planned.cohort, planned.splits, planned.fingerprint, privacy, planned.release
-        )
+        made = _as_kept(kept, path) if kept else _privacy_of(planned, privacy)
         if not kept:
-            _refuse_orphans(path, made, planned, configuration)
-            made.save(path)
-        written[configuration] = {"privacy_plan": str(path), **privacy_planning.describe(made)}
+            _refuse_orphans(path, made.plan, planned, configuration)
+            made.plan.save(path)
+        written[configuration] = {
+            "privacy_plan": str(path),
+            **privacy_planning.describe(made.plan),
+            **_explained(made, planned, configuration, planning),
+        }
     return {
         "dataset": planned.preprocessed.name,
         "plans": planned.plans["plans_name"],
@@ -112,6 +119,47 @@ def run(
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
         "peak_memory_mib": peak_memory_mib(choices.device),
     }
+
+
+def _privacy_of(planned: PlannedDataset, privacy: PrivacyChoices) -> PlannedPrivacy:
+    return privacy_planning.plan_privacy(
+        planned.plans, planned.cohort, planned.splits, planned.fingerprint, privacy, planned.release
+    )
+
+
+def _advised_width(stock: PlannedDataset, configurations: Sequence[str], privacy: PrivacyChoices) -> int:
+    """Base features that suit all configurations: they share one plan."""
+    plan = _privacy_of(stock, privacy).plan
+    found = [expected_signal(plan, stock.plans, name, stock.dataset_json) for name in configurations]
+    return min((int(signal.advised.value) for signal in found if signal), default=max(WIDTHS))
+
+
+def _as_kept(plan: PrivacyPlan, path: Path) -> PlannedPrivacy:
+    content = plan.model_dump(mode="json")
+    values = {}
+    for name in CHOSEN:
+        section, _, field = name.rpartition(".")
+        values[name] = (content[section] if section else content)[field]
+    return PlannedPrivacy(plan, {name: Choice(value, f"kept from {path.name}", given=True) for name, value in values.items()})
+
+
+def _explained(
+    made: PlannedPrivacy, planned: PlannedDataset, configuration: str, planning: PlanningChoices
+) -> dict[str, Any]:
+    """What was chosen and why, the width of the network included, and the signal to expect."""
+    signal = expected_signal(made.plan, planned.plans, configuration, planned.dataset_json)
+    choices = dict(made.choices)
+    if (width := base_features_of(planned.plans, configuration)) is not None:
+        choices["base_features"] = _why_width(width, signal.advised if signal else None, planning)
+    return {"choices": to_json(choices), "signal": signal.to_json() if signal else None}
+
+
+def _why_width(width: int, advised: Choice | None, planning: PlanningChoices) -> Choice:
+    if planning.fixed_width is not None:
+        return Choice(width, "given", given=True)
+    if planning.base_features is None:
+        return Choice(width, "nnU-Net's own; --base-features auto takes the advised width")
+    return advised if advised and advised.value == width else Choice(width, "suits all configurations of these plans")
 
 
 def _kept(path: Path, planned: PlannedDataset, privacy: PrivacyChoices) -> PrivacyPlan | None:

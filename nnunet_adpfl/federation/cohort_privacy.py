@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_adpfl.cohort import Cohort
-from nnunet_adpfl.federation import privacy_planning as defaults
 from nnunet_adpfl.federation.splits import N_FOLDS
-from nnunet_adpfl.privacy import accounting
+from nnunet_adpfl.privacy.choices import default_delta, default_reserve
+from nnunet_adpfl.privacy.plan import Rounds
+from nnunet_adpfl.privacy.signal import noise_for
 
 EPSILONS = (1.0, 3.0, 8.0)
+RATE, STEPS = 0.25, 200  # the same for all epsilons and cohorts, so that their noise can be compared
 
 
 @dataclass(frozen=True)
 class NoiseAtEpsilon:
-    """Noise of one training step, with the plugin's default steps and sampling rate.
+    """Noise of one training step, at sampling rate 0.25 and 200 steps.
 
     Attributes:
         noise_multiplier: standard deviation of the noise over the clip norm.
@@ -43,12 +45,12 @@ def noise_at_epsilons(cohort: Cohort) -> tuple[float, list[NoiseAtEpsilon]]:
     """The delta that is a default for this cohort, and the noise at each of ``EPSILONS``."""
     training = {site: len(cohort.units(site)) * (N_FOLDS - 1) / N_FOLDS for site in cohort.sites}
     total = sum(training.values())
-    delta = defaults.default_delta(max(1, round(total)))
-    rate, steps = defaults.DEFAULT_SAMPLING_RATE, math.ceil(defaults.DEFAULT_STEPS * (1 + defaults.RESERVE_SHARE))
+    delta = default_delta(max(1, round(total)))
+    steps = STEPS + default_reserve(STEPS, Rounds().local_steps)
     found = []
     for epsilon in EPSILONS:
-        z = accounting.calibrate(lambda noise: [accounting.poisson_gaussian(rate, noise, steps)], epsilon, delta)
-        sites = {site: z / (rate * units) for site, units in training.items()}
+        z = noise_for(RATE, steps, epsilon, delta)
+        sites = {site: z / (RATE * units) for site, units in training.items()}
         averaged = math.sqrt(sum((training[site] / total * noise) ** 2 for site, noise in sites.items()))
         found.append(NoiseAtEpsilon(epsilon, z, sites, averaged))
     return delta, found

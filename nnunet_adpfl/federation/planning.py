@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from nnunet_adpfl.trainers.prepared_fold import plans_digest
 
 FINGERPRINT_FILE_NAME = "dataset_fingerprint.json"
 PUBLIC_PREFIX = "public:"
+AUTO = "auto"  # base features: as many as the expected signal to noise allows
 _REMEDY = "move those results away, or convert the data under another data set number"
 
 
@@ -40,7 +41,7 @@ class PlanningChoices:
         fingerprint: ``pooled`` (exact sums over all patients), ``dp`` (noisy histograms) or ``public:PLANS.json`` (no
             patient used).
         planner: name of any stock planner class.
-        base_features: features of the first stage; the plans then get the name PLANS_fN. None: as the planner says.
+        base_features: features of the first stage, or AUTO; the plans then get the name PLANS_fN. None: as the planner says.
         small_sites: ``refuse`` or ``other`` (see make_splits).
         plans_name: as nnU-Net's -overwrite_plans_name. None: the planner's own.
         n_folds, seed: of the splits, where none exist yet.
@@ -49,12 +50,16 @@ class PlanningChoices:
 
     fingerprint: str = "pooled"
     planner: str = "ExperimentPlanner"
-    base_features: int | None = None
+    base_features: int | str | None = None
     small_sites: str = "refuse"
     plans_name: str | None = None
     n_folds: int = N_FOLDS
     seed: int = SPLIT_SEED
     fingerprint_noise: float | None = None
+
+    @property
+    def fixed_width(self) -> int | None:
+        return self.base_features if isinstance(self.base_features, int) else None
 
     @property
     def fingerprint_kind(self) -> str:
@@ -78,16 +83,21 @@ class PlannedDataset:
         preprocessed: nnUNet_preprocessed/DATASET, which now has cohort.json, dataset.json, PLANS.json, splits_final.json,
             gt_segmentations and the preprocessed cases.
         plans: nnU-Net's plan.
+        dataset_json: nnU-Net's dataset.json.
         fingerprint: ``pooled``, ``dp`` or ``public``.
         release: the noisy fingerprint that was paid for, where it is ``dp``.
     """
 
     preprocessed: Path
     plans: dict[str, Any]
+    dataset_json: dict[str, Any]
     cohort: Cohort
     splits: list[folds.Split]
     fingerprint: str
     release: FingerprintRelease | None = None
+
+
+ChooseWidth = Callable[[PlannedDataset], int]
 
 
 def prepare_dataset(
@@ -95,12 +105,14 @@ def prepare_dataset(
     configurations: Sequence[str],
     choices: PlanningChoices | None = None,
     *,
+    width: ChooseWidth | None = None,
     processes: int | None = None,
 ) -> PlannedDataset:
     """Check, fingerprint, plan, split and preprocess a raw data set that has a cohort. Safe to call again: what is done
     and unchanged is kept, an interrupted call goes on where it stopped.
 
     Args:
+        width: chooses the base features where they are AUTO, from the plan of stock width.
         processes: None for nnUNet_def_n_proc.
 
     Raises InputError, before anything is overwritten, for a missing cohort, broken cases, unknown planner or
@@ -118,6 +130,9 @@ def prepare_dataset(
     plans, merged, release = _plans(name, configurations, preprocessed, raw, cohort, choices, processes)
     for configuration in configurations:
         check_supported(plans, configuration)
+    if choices.base_features == AUTO and width is not None:
+        stock = PlannedDataset(preprocessed, plans, raw.dataset_json, cohort, splits, choices.fingerprint_kind, release)
+        plans = adapted_plans(plans, width(stock))
     jobs = [Preprocessing(preprocessed, raw, plans, configuration) for configuration in configurations]
     _refuse_orphans(preprocessed, results, plans, jobs)
     atomic_files.write_json(preprocessed / "dataset.json", json_files.load(raw_folder / "dataset.json"))
@@ -130,7 +145,7 @@ def prepare_dataset(
     copy_labels(preprocessed, raw)
     for job in jobs:
         job.run(processes)
-    return PlannedDataset(preprocessed, plans, cohort, splits, choices.fingerprint_kind, release)
+    return PlannedDataset(preprocessed, plans, raw.dataset_json, cohort, splits, choices.fingerprint_kind, release)
 
 
 def _plans(
@@ -145,11 +160,11 @@ def _plans(
     """The plan, the fingerprint that it was made from (None for public plans), and what was paid for it."""
     if choices.fingerprint_kind == "public":
         given = public_plans(Path(choices.fingerprint.removeprefix(PUBLIC_PREFIX)), name, raw)
-        plans = adapted_plans(given, choices.base_features)
+        plans = adapted_plans(given, choices.fixed_width)
         examined_fingerprint(preprocessed, raw, cohort, pooled=False, processes=processes)
         return plans, None, None
     make = functools.partial(
-        make_plans, name, raw, planner=choices.planner, base_features=choices.base_features, plans_name=choices.plans_name
+        make_plans, name, raw, planner=choices.planner, base_features=choices.fixed_width, plans_name=choices.plans_name
     )
     if choices.planned_release is None:
         merged = examined_fingerprint(preprocessed, raw, cohort, pooled=True, processes=processes)
@@ -187,8 +202,9 @@ def check_planning_choices(choices: PlanningChoices, configurations: Sequence[st
     """InputError for choices that are wrong whatever the data is."""
     if not configurations:
         raise InputError("no configuration given: add -c 2d or -c 3d_fullres")
-    if choices.base_features is not None and choices.base_features < 1:
-        raise InputError(f"--base-features {choices.base_features} must be 1 or more")
+    features = choices.base_features
+    if features not in (None, AUTO) and not (isinstance(features, int) and features >= 1):
+        raise InputError(f"--base-features {features} must be a whole number of 1 or more, or auto")
     if choices.fingerprint_kind not in ("pooled", "dp", "public"):
         raise InputError(f"--fingerprint {choices.fingerprint!r} is unknown; use pooled, dp or public:PLANS.json")
     noise = choices.fingerprint_noise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,22 +13,22 @@ from nnunet_adpfl import folds
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy import accounting, mechanism
+from nnunet_adpfl.privacy.choices import CHOSEN, DEFAULT_EPSILON, Choice, Request, default_delta
 from nnunet_adpfl.privacy.plan import FingerprintRelease, PrivacyPlan, Rounds, parse
+from nnunet_adpfl.privacy.planner import plan_training
 from nnunet_adpfl.trainers.prepared_fold import plans_digest
 
-DEFAULT_EPSILON = 8.0
-DEFAULT_STEPS = 200
-DEFAULT_SAMPLING_RATE = 0.25
 DEFAULT_LOCAL_STEPS = Rounds().local_steps
-RESERVE_SHARE = 0.1  # of the steps, but at least two rounds: enough for a few interrupted rounds
+_OF_PERCENTILE = {"clip_norm", "clip_norm_min", "clip_norm_max", "quantile", "count_noise_ratio", "max_log_step_noise"}
 
 
 @dataclass(frozen=True)
 class PrivacyChoices:
-    """What a user may choose; None leaves a field to its default.
+    """What a user may choose; None leaves a field to the planner, or to its default.
 
     Attributes:
         epsilon, delta: the promise; delta defaults to the power of ten at or below 1/(10 N).
+        compute: the most patches to process over the training of all sites together; None: 100 for each training unit.
         steps: of each site, over the whole training.
         sampling_rate: probability of each unit to be drawn in a step.
         sections: section of the privacy plan -> field -> value, or field -> value, for everything else.
@@ -37,6 +36,7 @@ class PrivacyChoices:
 
     epsilon: float | None = None
     delta: float | None = None
+    compute: int | None = None
     steps: int | None = None
     reserve_steps: int | None = None
     sampling_rate: float | None = None
@@ -47,14 +47,22 @@ class PrivacyChoices:
     initial_weights: Path | None = None
 
 
-def make_privacy_plan(
+@dataclass(frozen=True)
+class PlannedPrivacy:
+    """A privacy plan, and why its fields are as they are (``section.field`` -> choice)."""
+
+    plan: PrivacyPlan
+    choices: dict[str, Choice]
+
+
+def plan_privacy(
     plans: dict[str, Any],
     cohort: Cohort,
     splits: Sequence[folds.Split],
     fingerprint: str,
     choices: PrivacyChoices,
     release: FingerprintRelease | None = None,
-) -> PrivacyPlan:
+) -> PlannedPrivacy:
     """The privacy plan of one configuration, noise calibrated for its steps and reserve.
 
     Args:
@@ -65,9 +73,24 @@ def make_privacy_plan(
     Raises InputError naming the field that is out of range.
     """
     units = units_of_folds(cohort, splits)
+    content, reasons = _chosen(cohort, units, fingerprint, choices, release)
     digests = {"cohort_digest": cohort.digest(), "plans_digest": plans_digest(plans)}
-    content = _chosen(cohort, units, fingerprint, choices, release)
-    return mechanism.calibrated(parse({**content, **digests}, "privacy plan"))
+    plan = mechanism.calibrated(parse({**content, **digests}, "privacy plan"))
+    why = "the least that keeps steps and reserve within epsilon and delta, by privacy loss distributions"
+    noise = Choice(plan.noise_multiplier or 0.0, why, given=content.get("noise_multiplier") is not None)
+    return PlannedPrivacy(plan, {name: {**reasons, "noise_multiplier": noise}[name] for name in CHOSEN})
+
+
+def make_privacy_plan(
+    plans: dict[str, Any],
+    cohort: Cohort,
+    splits: Sequence[folds.Split],
+    fingerprint: str,
+    choices: PrivacyChoices,
+    release: FingerprintRelease | None = None,
+) -> PrivacyPlan:
+    """`plan_privacy` without the reasons."""
+    return plan_privacy(plans, cohort, splits, fingerprint, choices, release).plan
 
 
 def check_choices(
@@ -75,15 +98,7 @@ def check_choices(
 ) -> None:
     """InputError for choices that no privacy plan of this cohort can have; for before the long work of planning."""
     units = {folds.ALL: {site: len(cohort.units(site)) for site in cohort.sites}}
-    unknown = {"cohort_digest": "", "plans_digest": ""}
-    plan = parse({**_chosen(cohort, units, fingerprint, choices, release), **unknown}, "privacy plan")
-    measure = accounting.epsilon_rdp if plan.is_data_driven else accounting.epsilon
-    alone = measure(mechanism.fingerprint_events(plan), plan.delta)
-    if release is not None and alone >= plan.epsilon:
-        raise InputError(
-            f"--fingerprint-noise {release.noise_multiplier:g} alone costs epsilon {alone:.3g} and leaves nothing of {plan.epsilon:g} "
-            "for the training: take more noise, or a larger --epsilon"
-        )
+    _chosen(cohort, units, fingerprint, choices, release)
 
 
 def _chosen(
@@ -92,29 +107,76 @@ def _chosen(
     fingerprint: str,
     choices: PrivacyChoices,
     release: FingerprintRelease | None,
-) -> dict[str, Any]:
-    """Content of the privacy plan but for what it belongs to."""
-    steps = choices.steps if choices.steps is not None else DEFAULT_STEPS
-    sections = {name: dict(values) if isinstance(values, Mapping) else values for name, values in choices.sections.items()}
-    local_steps = sections.get("rounds", {}).get("local_steps", DEFAULT_LOCAL_STEPS)
+) -> tuple[dict[str, Any], dict[str, Choice]]:
+    """Content of the privacy plan but for what it belongs to, and why it is so."""
+    if choices.compute is not None and choices.compute < 1:
+        raise InputError(f"--compute {choices.compute} must be 1 patch or more")
+    most = max(sum(sites.values()) for sites in units.values())
+    promise = {
+        "epsilon": _promised(choices.epsilon, DEFAULT_EPSILON, "the default promise"),
+        "delta": _promised(choices.delta, default_delta(most), f"a tenth of 1/N or less, for N = {most}"),
+    }
     content: dict[str, Any] = {
         "unit": cohort.unit_kind,
-        "epsilon": _or_default(choices.epsilon, DEFAULT_EPSILON),
-        "delta": _or_default(choices.delta, default_delta(max(sum(sites.values()) for sites in units.values()))),
+        **{name: choice.value for name, choice in promise.items()},
         "training_units": units,
-        "sampling_rate": _or_default(choices.sampling_rate, DEFAULT_SAMPLING_RATE),
-        "steps": steps,
-        "reserve_steps": _or_default(choices.reserve_steps, _default_reserve(steps, local_steps)),
         "fingerprint": fingerprint,
         "fingerprint_release": None if release is None else release.model_dump(),
-        **sections,
+        **{name: dict(values) if isinstance(values, Mapping) else values for name, values in choices.sections.items()},
     }
-    for name in ("patches_per_unit", "validation", "seed"):
+    for name in ("sampling_rate", "steps", "reserve_steps", "patches_per_unit", "validation", "seed"):
         if getattr(choices, name) is not None:
             content[name] = getattr(choices, name)
     if choices.initial_weights is not None:
         content["initial_weights"] = declared_public(choices.initial_weights)
-    return content
+    reasons = plan_training(_request(content, _checked(content), choices))
+    for name, choice in reasons.items():
+        section, _, field_name = name.rpartition(".")
+        (content.setdefault(section, {}) if section else content).setdefault(field_name, choice.value)
+    return content, {**promise, **reasons}
+
+
+def _promised(given: float | None, default: float, why: str) -> Choice:
+    return Choice(default, why) if given is None else Choice(given, "given", given=True)
+
+
+def _checked(content: Mapping[str, Any]) -> PrivacyPlan:
+    """The content as a plan, stand-ins where it is open: InputError for what the user gave and no plan can have."""
+    open_fields = {"sampling_rate": 1.0, "steps": 1, "reserve_steps": 0, "cohort_digest": "", "plans_digest": ""}
+    plan = parse({**open_fields, **content}, "privacy plan")
+    measure = accounting.epsilon_rdp if plan.is_data_driven else accounting.epsilon
+    alone, release = measure(mechanism.fingerprint_events(plan), plan.delta), plan.fingerprint_release
+    if release is not None and alone >= plan.epsilon:
+        raise InputError(
+            f"--fingerprint-noise {release.noise_multiplier:g} alone costs epsilon {alone:.3g} and leaves nothing of {plan.epsilon:g} "
+            "for the training: take more noise, or a larger --epsilon"
+        )
+    return plan
+
+
+def _request(content: Mapping[str, Any], plan: PrivacyPlan, choices: PrivacyChoices) -> Request:
+    """What the planner has to know; fields that the user left open are None."""
+    clipping, optimizer = content.get("clipping", {}), content.get("optimizer", {})
+    percentile = "percentile" if _OF_PERCENTILE & set(clipping) else None  # its settings are not given for nothing
+    return Request(
+        units=tuple(min(plan.training_units.values(), key=lambda sites: sum(sites.values())).values()),
+        epsilon=plan.epsilon,
+        delta=plan.delta,
+        compute=choices.compute,
+        spent=mechanism.fingerprint_events(plan),
+        local_steps=plan.rounds.local_steps,
+        equal_weights=plan.rounds.weights == "equal",
+        count_noise_ratio=plan.clipping.count_noise_ratio,
+        steps=content.get("steps"),
+        reserve_steps=content.get("reserve_steps"),
+        sampling_rate=content.get("sampling_rate"),
+        patches_per_unit=content.get("patches_per_unit"),
+        noise_decay=content.get("noise_decay", {}).get("final_ratio"),
+        clipping_method=clipping.get("method", percentile),
+        optimizer=optimizer.get("name"),
+        learning_rate=optimizer.get("learning_rate"),
+        ema_decay=optimizer.get("ema_decay"),
+    )
 
 
 def units_of_folds(cohort: Cohort, splits: Sequence[folds.Split]) -> dict[str, dict[str, int]]:
@@ -130,21 +192,6 @@ def units_of_folds(cohort: Cohort, splits: Sequence[folds.Split]) -> dict[str, d
                 "it with another site"
             )
     return units
-
-
-def _or_default(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def default_delta(units: int) -> float:
-    """The power of ten at or below 1/(10 N)."""
-    return float(10.0 ** math.floor(math.log10(1 / (10 * units))))
-
-
-def _default_reserve(steps: int, local_steps: Any) -> int:
-    """``local_steps`` may be a user's typing error here; the plan's own check names it."""
-    local_steps = local_steps if isinstance(local_steps, int) and local_steps > 0 else DEFAULT_LOCAL_STEPS
-    return max(math.ceil(RESERVE_SHARE * steps), 2 * local_steps)
 
 
 def declared_public(path: Path) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -98,6 +99,20 @@ def build_network(trainer: nnUNetTrainer, seed: int) -> nn.Module:
     if any(True for _ in network.buffers()):
         raise InputError("the network has buffers that change during training; they would be outside the guarantee")
     return network.to(trainer.device)
+
+
+def parameter_count(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], frozen: Sequence[str] = ()
+) -> int:
+    """Parameters of the plan's network but for those whose names match a ``frozen`` glob pattern.
+
+    The few hundred that get no gradient in any case are counted too. No memory is taken for the weights.
+    """
+    meta = torch.device("meta")
+    with meta:
+        network = build_network(PlannedTrainer(plans, configuration, dataset_json, meta), seed=0)
+    trained = (p for name, p in network.named_parameters() if not any(fnmatchcase(name, glob) for glob in frozen))
+    return max(1, sum(parameter.numel() for parameter in trained))
 
 
 def _drops_at_random(module: nn.Module) -> bool:

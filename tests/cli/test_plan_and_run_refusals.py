@@ -24,6 +24,8 @@ PRIVACY = [
     (["--sampling-rate", "1.01"], "sampling_rate"),
     (["--sampling-rate", "nan"], "sampling_rate"),
     (["--patches-per-patient", "0"], "patches_per_unit"),
+    (["--compute", "0"], "--compute"),
+    (["--compute", "3"], "--compute 3 does not pay"),
     (["--steps", "0"], "steps"),
     (["--reserve-steps", "-1"], "reserve_steps"),
     (["--local-steps", "0"], "local_steps"),
@@ -43,6 +45,7 @@ PLANNING = [
     (["--fingerprint", "magic"], "--fingerprint"),
     (["--fingerprint", "public:/nowhere.json"], "/nowhere.json"),
     (["--base-features", "0"], "--base-features"),
+    (["--base-features", "wide"], "--base-features 'wide'"),
     (["--small-sites", "hide"], "--small-sites"),
 ]
 RUN = [

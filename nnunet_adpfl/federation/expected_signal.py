@@ -1,0 +1,73 @@
+"""How much signal a planned training keeps on a network of a given width, and which width is advised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_adpfl.federation.plans import adapted_plans
+from nnunet_adpfl.nnunet_compat.training import parameter_count
+from nnunet_adpfl.privacy.choices import Choice
+from nnunet_adpfl.privacy.plan import PrivacyPlan
+from nnunet_adpfl.privacy.planner import widest
+from nnunet_adpfl.privacy.signal import accumulated_signal, effective_units
+
+
+@dataclass(frozen=True)
+class ExpectedSignal:
+    """Before any patient is looked at.
+
+    Attributes:
+        accumulated: A of the federation.
+        parameters: d, trained parameters of the planned network.
+        advised: base features that the planner would take.
+        advised_signal_to_noise: with them.
+    """
+
+    accumulated: float
+    parameters: int
+    advised: Choice
+    advised_signal_to_noise: float
+
+    @property
+    def signal_to_noise(self) -> float:
+        """A / sqrt(d)."""
+        return self.accumulated / math.sqrt(self.parameters)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "accumulated_signal": float(f"{self.accumulated:.4g}"),
+            "parameters": self.parameters,
+            "signal_to_noise": float(f"{self.signal_to_noise:.3g}"),
+            "advised_base_features": self.advised.value,
+            "advised_signal_to_noise": float(f"{self.advised_signal_to_noise:.3g}"),
+        }
+
+
+def expected_signal(
+    plan: PrivacyPlan, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+) -> ExpectedSignal | None:
+    """Of the fold with the fewest units; None for a plan without noise."""
+    if plan.noise_multiplier is None:
+        return None
+    units = list(min(plan.training_units.values(), key=lambda sites: sum(sites.values())).values())
+    effective = effective_units(units, equal_weights=plan.rounds.weights == "equal")
+    accumulated = accumulated_signal(plan.sampling_rate, effective, plan.steps, plan.noise_multiplier)
+    frozen = plan.trainable.freeze_patterns
+    advised, ratio = widest(accumulated, _parameters_at(plans, configuration, dataset_json, frozen))
+    return ExpectedSignal(accumulated, parameter_count(plans, configuration, dataset_json, frozen), advised, ratio)
+
+
+def base_features_of(plans: Mapping[str, Any], configuration: str) -> int | None:
+    """Features of the first stage; None where the plan describes its network otherwise."""
+    settings = plans["configurations"][configuration]
+    arguments = settings.get("architecture", {}).get("arch_kwargs", {})
+    return int(arguments["features_per_stage"][0]) if "features_per_stage" in arguments else None
+
+
+def _parameters_at(
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], frozen: tuple[str, ...]
+) -> Callable[[int], int]:
+    return lambda width: parameter_count(adapted_plans(plans, width), configuration, dataset_json, frozen)

@@ -1,0 +1,98 @@
+"""What the planner of a privacy plan is asked, and what it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nnunet_adpfl.privacy.accounting import Event
+from nnunet_adpfl.privacy.signal import effective_units
+
+DEFAULT_EPSILON = 8.0
+PATCHES_PER_UNIT_ALLOWED = 100  # default compute: patches processed in the whole training, for each training unit
+RESERVE_SHARE = 0.1  # of the steps, but at least two rounds: enough for a few interrupted rounds
+CHOSEN = (  # all fields that a plan says why of, but for the width of the network
+    "epsilon", "delta", "patches_per_unit", "sampling_rate", "steps", "reserve_steps", "noise_multiplier",
+    "noise_decay.final_ratio", "clipping.method", "optimizer.name", "optimizer.learning_rate", "optimizer.ema_decay",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One field of the plan.
+
+    Attributes:
+        value: as the privacy plan has it.
+        why: one sentence.
+        given: whether the user chose it.
+    """
+
+    value: float | int | str
+    why: str
+    given: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        return {"value": self.value, "why": self.why, "given": self.given}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is known, and what the user chose already; None is open.
+
+    Attributes:
+        units: declared number of training units of each site, 1 or more.
+        compute: the most patches to process (forward and backward) over the training of all sites together.
+        spent: events that the plan pays for besides training: a noisy fingerprint.
+        local_steps: steps of a round; the steps are whole rounds.
+        equal_weights: sites are averaged alike instead of by size.
+        count_noise_ratio: sigma_b / z of percentile clipping.
+    """
+
+    units: Sequence[int]
+    epsilon: float
+    delta: float
+    compute: int | None = None
+    spent: Sequence[Event] = ()
+    local_steps: int = 5
+    equal_weights: bool = False
+    count_noise_ratio: float = 2.5
+    steps: int | None = None
+    reserve_steps: int | None = None
+    sampling_rate: float | None = None
+    patches_per_unit: int | None = None
+    noise_decay: float | None = None
+    clipping_method: str | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    ema_decay: float | None = None
+
+    @property
+    def total_units(self) -> int:
+        return sum(self.units)
+
+    @property
+    def effective_units(self) -> float:
+        return effective_units(self.units, equal_weights=self.equal_weights)
+
+    @property
+    def allowed(self) -> int:
+        """Patches of the whole training."""
+        return PATCHES_PER_UNIT_ALLOWED * self.total_units if self.compute is None else self.compute
+
+    def reserve(self, steps: int) -> int:
+        return default_reserve(steps, self.local_steps) if self.reserve_steps is None else self.reserve_steps
+
+
+def default_delta(units: int) -> float:
+    """The power of ten at or below 1/(10 N)."""
+    return float(10.0 ** math.floor(math.log10(1 / (10 * units))))
+
+
+def default_reserve(steps: int, local_steps: int) -> int:
+    """Steps to pay for beforehand, for rounds that are interrupted and taken again."""
+    return max(math.ceil(RESERVE_SHARE * steps), 2 * local_steps)
+
+
+def to_json(choices: Mapping[str, Choice]) -> dict[str, dict[str, object]]:
+    return {name: choice.to_json() for name, choice in choices.items()}

@@ -1,0 +1,211 @@
+"""The rules by which a privacy plan configures itself, from units, epsilon, delta and the compute allowed.
+
+Nothing is measured on patients: what goes in is public. What each rule rests on: ``docs/planner.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nnunet_adpfl.errors import InputError
+from nnunet_adpfl.privacy.choices import Choice, Request
+from nnunet_adpfl.privacy.signal import ROUGH_EXCESS, accumulated_signal, noise_for
+
+RATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0)  # sampling rates to choose from
+FEWEST_STEPS, MOST_STEPS = 60, 500
+LEARNING_STEPS = 60  # the score's share of learning done after T steps: 1 - exp(-T / this)
+LEAST_NOISE = 2.0  # noise multiplier below which signal is lost
+PATCHES, MORE_PATCHES = 2, 4  # K, and K where compute allows the two figures below with it
+WANTED_RATE, WANTED_STEPS = 0.5, 200
+CLIP_MOVE_NOISE = 0.2  # noise of a round's move of log C (one deviation); above it AUTO-S
+WEIGHT_NOISE = 0.25  # most noise that a training may add to each weight (one deviation)
+MOST_LEARNING_RATE = 1.0  # of gradients with norm 1 or less
+LEAST_LEARNING_RATE = 0.05  # where noise allows less, fewer steps are taken instead: each has more patients then
+ADAM_LEARNING_RATE = 1e-3  # Adam's steps have this size, whatever the gradients' norm
+AVERAGED_STEPS, AVERAGED_SHARE = 20, 1 / 6  # the average of the weights spans the fewer of these
+WIDTHS = (4, 6, 8, 12, 16, 24, 32)  # base features to choose from
+LEAST_SIGNAL_TO_NOISE = 0.2  # A / sqrt(d) that a network shall have
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sampling rate and a number of steps, with the rough noise multiplier that they need."""
+
+    sampling_rate: float
+    steps: int
+    noise: float
+
+    @property
+    def signal(self) -> float:
+        """A of a single unit."""
+        return accumulated_signal(self.sampling_rate, 1.0, self.steps, self.noise)
+
+    @property
+    def score(self) -> float:
+        return self.signal * (1 - math.exp(-self.steps / LEARNING_STEPS))
+
+    @property
+    def keeps_signal(self) -> bool:
+        return self.noise >= ROUGH_EXCESS * LEAST_NOISE
+
+
+def plan_training(request: Request) -> dict[str, Choice]:
+    """Field of the privacy plan (``section.field``) -> choice; what the user gave is kept and planned around.
+
+    Raises InputError where the compute that was asked for does not pay for one round.
+    """
+    patches = _patches(request)
+    best = _best(request, int(patches.value))
+    lost = 1 - best.signal / _most_signal(request, best)
+    return {
+        "patches_per_unit": patches,
+        "sampling_rate": _given(request.sampling_rate) or Choice(best.sampling_rate, _why_rate(best, lost)),
+        "steps": _given(request.steps) or Choice(best.steps, _why_steps(request, best, int(patches.value))),
+        "reserve_steps": _given(request.reserve_steps)
+        or Choice(request.reserve(best.steps), "a tenth of the steps or two rounds, paid for beforehand for interrupted rounds"),
+        "clipping.method": _clipping(request, best),
+        "noise_decay.final_ratio": _given(request.noise_decay)
+        or Choice(1.0, "constant: a decay to half costs 23 % more variance on average"),
+        "optimizer.name": _given(request.optimizer) or Choice("sgd", "Adam's second moments would follow the noise"),
+        "optimizer.learning_rate": _learning_rate(request, best),
+        "optimizer.ema_decay": _ema_decay(request, best.steps),
+    }
+
+
+def widest(signal: float, parameters: Callable[[int], int]) -> tuple[Choice, float]:
+    """Base features: the widest of WIDTHS whose signal to noise is high enough, and its signal to noise.
+
+    Args:
+        signal: A of the federation.
+        parameters: base features -> number of trained parameters.
+    """
+    ratios = {width: signal / math.sqrt(parameters(width)) for width in WIDTHS}
+    enough = [width for width, ratio in ratios.items() if ratio >= LEAST_SIGNAL_TO_NOISE]
+    width = max(enough, default=WIDTHS[0])
+    why = (
+        f"the widest network whose expected signal to noise ({ratios[width]:.2f}) is {LEAST_SIGNAL_TO_NOISE:g} or more"
+        if enough
+        else f"the narrowest: its expected signal to noise ({ratios[width]:.2f}) is below {LEAST_SIGNAL_TO_NOISE:g} already"
+    )
+    return Choice(width, why), ratios[width]
+
+
+def _given(value: float | int | str | None) -> Choice | None:
+    return None if value is None else Choice(value, "given", given=True)
+
+
+def _patches(request: Request) -> Choice:
+    if given := _given(request.patches_per_unit):
+        return given
+    rate = request.sampling_rate or WANTED_RATE
+    steps = request.steps or WANTED_STEPS
+    dear = MORE_PATCHES * rate * steps * request.total_units
+    if dear <= request.allowed:
+        return Choice(MORE_PATCHES, f"steadier gradients at no privacy cost; {steps} steps at q {rate:g} still fit the compute")
+    return Choice(PATCHES, "steadier gradients than one patch at no privacy cost; more would take compute from the steps")
+
+
+def _best(request: Request, patches: int) -> Candidate:
+    """The best score among those that keep the signal, else among all."""
+    pairs = _affordable(request, patches)
+    found = [Candidate(rate, steps, _rough_noise(request, rate, steps)) for rate, steps in pairs]
+    return max([one for one in found if one.keeps_signal] or found, key=lambda one: one.score)
+
+
+def _affordable(request: Request, patches: int) -> list[tuple[float, int]]:
+    """Sampling rates, each with the most steps that compute allows: fewer have a lower score and less noise to keep."""
+    rates = RATES if request.sampling_rate is None else (request.sampling_rate,)
+    if request.steps is not None and request.sampling_rate is not None:
+        return [(request.sampling_rate, request.steps)]
+    most = {rate: request.allowed / (patches * rate * request.total_units) for rate in rates}
+    if request.steps is not None:
+        pairs = [(rate, request.steps) for rate in rates if most[rate] >= request.steps]
+    else:
+        useful = _useful_steps(request)
+        rounds = {rate: int(min(steps, useful) / request.local_steps + 1e-9) for rate, steps in most.items()}
+        pairs = [(rate, number * request.local_steps) for rate, number in rounds.items() if number]
+        pairs = [pair for pair in pairs if pair[1] >= FEWEST_STEPS] or pairs
+    if pairs:
+        return pairs
+    if request.compute is None:  # a default limits nobody who asked for more
+        fewest = request.local_steps * math.ceil(FEWEST_STEPS / request.local_steps)
+        return [(rate, request.steps or fewest) for rate in rates]
+    steps = request.steps or request.local_steps
+    least = math.ceil(patches * min(rates) * steps * request.total_units)
+    raise InputError(f"--compute {request.compute} does not pay for {steps} steps at all sites: allow {least} patches or more")
+
+
+def _useful_steps(request: Request) -> float:
+    """Steps at which the noise on weights still allows the least learning rate; within the public limits."""
+    full = Candidate(1.0, WANTED_STEPS, _rough_noise(request, 1.0, WANTED_STEPS))
+    signal = full.signal * ROUGH_EXCESS * request.effective_units
+    return min(MOST_STEPS, max(FEWEST_STEPS, WEIGHT_NOISE * signal / LEAST_LEARNING_RATE))
+
+
+def _rough_noise(request: Request, rate: float, steps: int) -> float:
+    return noise_for(rate, steps + request.reserve(steps), request.epsilon, request.delta, request.spent, rough=True)
+
+
+def _most_signal(request: Request, best: Candidate) -> float:
+    """A of the same number of steps with every unit in every step."""
+    return Candidate(1.0, best.steps, _rough_noise(request, 1.0, best.steps)).signal
+
+
+def _why_rate(best: Candidate, lost: float) -> str:
+    if best.keeps_signal:
+        return f"keeps the noise multiplier at {LEAST_NOISE:g} or more, so {lost:.0%} of the signal is lost against q = 1"
+    return f"the best score allowed; its noise multiplier is below {LEAST_NOISE:g} and {lost:.0%} of the signal is lost against q = 1"
+
+
+def _why_steps(request: Request, best: Candidate, patches: int) -> str:
+    total = patches * best.sampling_rate * best.steps * request.total_units
+    if total > 1.001 * request.allowed:
+        return f"the fewest that can learn: {total:,.0f} patches over all sites, more than the default compute"
+    if best.steps > min(MOST_STEPS, _useful_steps(request)) - request.local_steps:
+        return f"as many as learning needs at this noise: {total:,.0f} of {request.allowed:,} patches over all sites"
+    return f"as many as compute allows at this q: {total:,.0f} of {request.allowed:,} patches over all sites"
+
+
+def _clipping(request: Request, best: Candidate) -> Choice:
+    if given := _given(request.clipping_method):
+        return given
+    noise = count_move_noise(request, best)
+    if noise <= CLIP_MOVE_NOISE:
+        return Choice("percentile", f"the noisy counts of a round tell the clip norm's quantile to {noise:.2f}")
+    return Choice("auto_s", f"the noisy counts of a round would tell the clip norm's quantile only to {noise:.2f}: no clip norm at all")
+
+
+def count_move_noise(request: Request, best: Candidate) -> float:
+    """Standard deviation of a round's noisy share of units below C, over all sites: what it moves log C by at full rate."""
+    steps = min(request.local_steps, best.steps)
+    counted = steps * best.sampling_rate * request.total_units
+    return request.count_noise_ratio * best.noise / ROUGH_EXCESS * math.sqrt(steps * len(request.units)) / counted
+
+
+def _learning_rate(request: Request, best: Candidate) -> Choice:
+    """Noise moves each weight by lr sqrt(T) z / (q N) = lr T / A."""
+    if given := _given(request.learning_rate):
+        return given
+    if request.optimizer == "adam":
+        return Choice(ADAM_LEARNING_RATE, "Adam's steps have this size whatever the noise")
+    signal = best.signal * ROUGH_EXCESS * request.effective_units
+    limit = WEIGHT_NOISE * signal / best.steps
+    if limit >= MOST_LEARNING_RATE:
+        return Choice(MOST_LEARNING_RATE, "the largest that gradients of norm 1 or less allow")
+    rate = _rounded_down(limit)
+    return Choice(rate, f"noise then moves each weight by about {rate * best.steps / signal:.2g} over the training")
+
+
+def _ema_decay(request: Request, steps: int) -> Choice:
+    if given := _given(request.ema_decay):
+        return given
+    window = max(2.0, min(AVERAGED_STEPS, AVERAGED_SHARE * steps))
+    return Choice(round(1 - 1 / window, 3), f"averages the weights of the last {window:.0f} steps or so, which takes noise out for nothing")
+
+
+def _rounded_down(value: float) -> float:
+    """To two digits."""
+    digits = 1 - math.floor(math.log10(value))
+    return float(math.floor(value * 10**digits + 1e-9) / 10**digits)

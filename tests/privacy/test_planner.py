@@ -1,0 +1,201 @@
+"""The rules by which a privacy plan configures itself, as known answers and properties."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_adpfl.errors import InputError
+from nnunet_adpfl.privacy import accounting, planner, signal
+from nnunet_adpfl.privacy.choices import CHOSEN, Request, default_delta
+from nnunet_adpfl.privacy.planner import plan_training
+
+FEW = (77, 24, 16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def remembered_noise() -> Any:
+    """Equal calibrations once."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        known = functools.cache(lambda *key, rough: signal.noise_for(*key[:4], list(map(dict, key[4])), rough=rough))
+
+        def remembering(rate: float, steps: int, epsilon: float, delta: float, spent: Any = (), *, rough: bool = False) -> float:
+            return known(rate, steps, epsilon, delta, tuple(tuple(event.items()) for event in spent), rough=rough)
+
+        monkeypatch.setattr(planner, "noise_for", remembering)
+        yield
+
+
+def request(units: tuple[int, ...] = FEW, epsilon: float = 8.0, **fixed: Any) -> Request:
+    return Request(units, epsilon, default_delta(sum(units)), **fixed)
+
+
+def values(asked: Request) -> dict[str, Any]:
+    return {name: choice.value for name, choice in plan_training(asked).items()}
+
+
+def patches(chosen: dict[str, Any], asked: Request) -> float:
+    return float(chosen["patches_per_unit"] * chosen["sampling_rate"] * chosen["steps"] * asked.total_units)
+
+
+def exact_noise(chosen: dict[str, Any], asked: Request) -> float:
+    return signal.noise_for(chosen["sampling_rate"], chosen["steps"] + chosen["reserve_steps"], asked.epsilon, asked.delta)
+
+
+def test_noise_is_that_of_an_independent_computation() -> None:
+    """q = 0.25, T = 500, epsilon 8, delta 1/3000, by privacy loss distributions and by Renyi DP."""
+    assert signal.noise_for(0.25, 500, 8.0, 1 / 3000) == pytest.approx(2.95, rel=0.005)
+    assert signal.noise_for(0.25, 500, 8.0, 1 / 3000, rough=True) == pytest.approx(3.18, rel=0.005)
+
+
+def test_signal_is_that_of_an_independent_computation() -> None:
+    """By Renyi DP, A is about 545 for N = 300 at epsilon 8 where z is well above 2; q = 0.1 over 100 steps loses 38 % of q = 1."""
+    found = {
+        (rate, steps): signal.accumulated_signal(rate, 300, steps, signal.noise_for(rate, steps, 8.0, 0.1 / 300, rough=True))
+        for rate, steps in ((1.0, 100), (1.0, 500), (0.25, 500), (0.1, 100))
+    }
+    assert found[1.0, 500] == pytest.approx(545, rel=0.02)
+    assert found[0.25, 500] == pytest.approx(545, rel=0.04)
+    assert 1 - found[0.1, 100] / found[1.0, 100] == pytest.approx(0.38, abs=0.02)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+@pytest.mark.parametrize("rate", [0.25, 1.0])
+def test_rough_noise_is_a_little_too_high(rate: float, epsilon: float) -> None:
+    ratio = signal.noise_for(rate, 110, epsilon, 1e-4, rough=True) / signal.noise_for(rate, 110, epsilon, 1e-4)
+    assert 1.03 < ratio < 1.15
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=6), st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_effective_units_give_the_noise_of_the_average(units: list[int], equal: bool) -> None:
+    shares = np.full(len(units), 1 / len(units)) if equal else np.array(units) / sum(units)
+    deviation = math.sqrt(((shares / np.array(units)) ** 2).sum())
+    assert signal.effective_units(units, equal_weights=equal) == pytest.approx(1 / deviation)
+    if len(set(units)) == 1 or not equal:
+        assert signal.effective_units(units, equal_weights=equal) == pytest.approx(sum(units) / math.sqrt(len(units)))
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
+@pytest.mark.parametrize("units", [FEW, (48,) * 4, (300,), (5, 5)])
+def test_the_default_keeps_the_signal_and_the_compute(units: tuple[int, ...], epsilon: float) -> None:
+    asked = request(units, epsilon)
+    chosen = values(asked)
+    assert patches(chosen, asked) <= asked.allowed
+    assert chosen["steps"] % asked.local_steps == 0
+    assert planner.FEWEST_STEPS <= chosen["steps"] <= planner.MOST_STEPS
+    assert exact_noise(chosen, asked) >= 0.97 * planner.LEAST_NOISE
+
+
+@given(
+    st.lists(st.integers(4, 300), min_size=1, max_size=5), st.sampled_from([0.5, 2.0, 8.0, 20.0]), st.integers(2, 400),
+    st.sampled_from([1, 2, 5, 7]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=8)
+def test_compute_is_never_exceeded_and_steps_are_whole_rounds(
+    units: list[int], epsilon: float, per_unit: int, local_steps: int
+) -> None:
+    asked = request(tuple(units), epsilon, compute=per_unit * sum(units), local_steps=local_steps)
+    chosen = values(asked)
+    assert patches(chosen, asked) <= asked.allowed
+    assert chosen["steps"] % local_steps == 0
+    assert 0 < chosen["optimizer.learning_rate"] <= planner.MOST_LEARNING_RATE
+    assert 0.5 <= chosen["optimizer.ema_decay"] < 1
+
+
+def test_noise_on_the_weights_stays_below_its_limit() -> None:
+    asked = request()
+    chosen = values(asked)
+    reached = signal.accumulated_signal(chosen["sampling_rate"], asked.effective_units, chosen["steps"], exact_noise(chosen, asked))
+    assert chosen["optimizer.learning_rate"] * chosen["steps"] / reached <= 1.05 * planner.WEIGHT_NOISE
+
+
+def test_more_compute_means_more_steps_and_more_patches() -> None:
+    small, large = request(), request(compute=1000 * sum(FEW))
+    assert values(large)["steps"] > values(small)["steps"]
+    assert (values(small)["patches_per_unit"], values(large)["patches_per_unit"]) == (2, 4)
+
+
+def test_a_small_epsilon_takes_fewer_steps_of_more_patients() -> None:
+    strict, loose = values(request(epsilon=1.0)), values(request(epsilon=8.0))
+    assert strict["steps"] < loose["steps"]
+    assert strict["sampling_rate"] > loose["sampling_rate"]
+    assert strict["optimizer.learning_rate"] < loose["optimizer.learning_rate"]
+
+
+def test_clipping_without_a_clip_norm_where_counts_tell_nothing() -> None:
+    assert values(request((10, 8)))["clipping.method"] == "auto_s"
+    assert values(request(epsilon=1.0))["clipping.method"] == "auto_s"
+    assert values(request((300,) * 3))["clipping.method"] == "percentile"
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [{"steps": 40}, {"sampling_rate": 0.07}, {"patches_per_unit": 3}, {"reserve_steps": 0}, {"learning_rate": 0.3}, {"ema_decay": 0.0},
+     {"clipping_method": "fixed"}, {"optimizer": "adam"}, {"steps": 33, "sampling_rate": 0.9}, {"steps": 4000}, {"noise_decay": 0.5}],
+)  # fmt: skip
+def test_what_was_given_is_kept_and_marked(fixed: dict[str, Any]) -> None:
+    names = {"learning_rate": "optimizer.learning_rate", "ema_decay": "optimizer.ema_decay", "clipping_method": "clipping.method",
+             "optimizer": "optimizer.name", "noise_decay": "noise_decay.final_ratio"}  # fmt: skip
+    found = plan_training(request(**fixed))
+    for name, value in fixed.items():
+        choice = found[names.get(name, name)]
+        assert (choice.value, choice.given) == (value, True)
+    assert {name for name, choice in found.items() if choice.given} == {names.get(name, name) for name in fixed}
+    assert set(CHOSEN) == {*found, "epsilon", "delta", "noise_multiplier"}
+
+
+def test_given_steps_leave_compute_to_the_sampling_rate() -> None:
+    asked = request(steps=40)
+    chosen = values(asked)
+    assert chosen["sampling_rate"] > values(request())["sampling_rate"]
+    assert patches(chosen, asked) <= asked.allowed
+
+
+def test_the_default_compute_limits_nobody_who_asked_for_more() -> None:
+    asked = request(patches_per_unit=400, local_steps=7)
+    chosen = values(asked)
+    assert chosen["steps"] == 63
+    assert patches(chosen, asked) > asked.allowed
+    assert "more than the default compute" in plan_training(asked)["steps"].why
+
+
+def test_adam_has_a_learning_rate_of_its_own() -> None:
+    assert values(request(optimizer="adam"))["optimizer.learning_rate"] == planner.ADAM_LEARNING_RATE
+
+
+def test_what_a_fingerprint_spent_is_planned_for() -> None:
+    spent = [accounting.gaussian(1.0)]
+    without, with_it = (signal.noise_for(0.25, 220, 8.0, 1e-4, events) for events in ((), spent))
+    assert with_it > without
+    assert values(request(spent=spent))["optimizer.learning_rate"] < values(request())["optimizer.learning_rate"]
+
+
+def test_too_little_compute_is_refused_with_the_figure_that_is_enough() -> None:
+    asked = request(compute=3)
+    with pytest.raises(InputError, match="--compute 3 does not pay") as caught:
+        plan_training(asked)
+    enough = int(str(caught.value).split("allow ")[1].split()[0])
+    assert values(replace(asked, compute=enough))["steps"] == asked.local_steps
+    with pytest.raises(InputError):
+        plan_training(replace(asked, compute=enough - 1))
+
+
+def test_the_widest_network_with_enough_signal() -> None:
+    def parameters(width: int) -> int:
+        return 2000 * width**2
+
+    choice, ratio = planner.widest(10 * planner.LEAST_SIGNAL_TO_NOISE * math.sqrt(parameters(1)), parameters)
+    assert choice.value == 8
+    assert ratio >= planner.LEAST_SIGNAL_TO_NOISE
+    assert planner.widest(1e9, parameters)[0].value == planner.WIDTHS[-1]
+    narrowest, ratio = planner.widest(1e-9, parameters)
+    assert narrowest.value == planner.WIDTHS[0]
+    assert ratio < planner.LEAST_SIGNAL_TO_NOISE
