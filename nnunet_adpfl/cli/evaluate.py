@@ -41,7 +41,7 @@ def evaluate(
     """
     from nnunet_adpfl.evaluation import site_matrix
     from nnunet_adpfl.evaluation.run_evaluation import evaluate_run
-    from nnunet_adpfl.federation.training import chosen_device
+    from nnunet_adpfl.trainers.device import chosen_device
 
     chosen = str(chosen_device(device or opt.default_device()))
     runs = _named([run, *(matrix_with or [])])

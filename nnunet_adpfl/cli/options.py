@@ -76,7 +76,12 @@ Mirroring = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Fixes all but noise and draws. Default 0.")]
 InitialWeights = Annotated[
-    Path | None, typer.Option(help="Checkpoint to start from; you declare it public, its sha256 goes into the plan.")
+    Path | None,
+    typer.Option(
+        "--initial-weights", "--init",
+        help="Checkpoint to start from (of `adpfl pretrain`, or any of nnU-Net's that fits); you declare it public, its sha256 goes "
+        "into the plan.",
+    ),
 ]
 # Other fields have options of their own.
 FIELDS_TO_SET = ("noise_source", "noise_terms", "oversample_foreground", "engine", "invert_activations")

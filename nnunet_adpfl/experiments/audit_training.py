@@ -18,7 +18,6 @@ from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.experiments import audit, audit_networks
 from nnunet_adpfl.experiments.audit import AuditResult, Panel
 from nnunet_adpfl.experiments.audit_networks import CanaryTrainer
-from nnunet_adpfl.federation.training import chosen_device
 from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.privacy import accounting
 from nnunet_adpfl.privacy import mechanism as mechanisms
@@ -30,6 +29,7 @@ from nnunet_adpfl.privacy.mechanism import ALL_SITES, Permit
 from nnunet_adpfl.privacy.noise import Randomness, SecretRandomness
 from nnunet_adpfl.progress import note, track
 from nnunet_adpfl.trainers import prepared_fold
+from nnunet_adpfl.trainers.device import chosen_device
 from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnitRequest
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.private_model import PrivateModel

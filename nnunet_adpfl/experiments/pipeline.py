@@ -20,7 +20,7 @@ from nnunet_adpfl.federation import dependent_runs, privacy_planning
 from nnunet_adpfl.federation.expected_signal import base_features_of, expected_signal
 from nnunet_adpfl.federation.planning import PlannedDataset, PlanningChoices, check_planning_choices, prepare_dataset
 from nnunet_adpfl.federation.privacy_planning import PlannedPrivacy, PrivacyChoices
-from nnunet_adpfl.federation.training import chosen_device, train
+from nnunet_adpfl.federation.training import train
 from nnunet_adpfl.privacy import plan as privacy_plans
 from nnunet_adpfl.privacy.choices import CHOSEN, Choice, to_json
 from nnunet_adpfl.privacy.plan import PrivacyPlan
@@ -28,6 +28,7 @@ from nnunet_adpfl.privacy.planner import WIDTHS
 from nnunet_adpfl.privacy.summary import summarise
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import checkpoint as checkpoints
+from nnunet_adpfl.trainers.device import chosen_device
 from nnunet_adpfl.trainers.prepared_fold import check_trainer, plans_digest
 
 

@@ -15,6 +15,7 @@ from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy.noise import Randomness, SecretRandomness
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import noise_control, patient_totals, prepared_fold, private_model, run_manifest
+from nnunet_adpfl.trainers.device import chosen_device
 from nnunet_adpfl.trainers.patient_loader import PatientLoader
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.run_folder import RunFolder
@@ -152,17 +153,6 @@ def _rounds_of(run: Path, rounds: int | None) -> int | None:
     return declared if isinstance(declared, int) else None
 
 
-def chosen_device(name: str) -> torch.device:
-    """The device to train on; InputError when this machine has it not."""
-    if name not in ("cpu", "cuda", "mps"):
-        raise InputError(f"--device {name!r} is unknown; use cpu, cuda or mps")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine has no CUDA device that torch can use; use --device cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise InputError("--device mps: this machine has no such device; use --device cpu")
-    return torch.device(name)
-
-
 def _check_rounds(prepared: PreparedFold, rounds: int | None) -> None:
     plan = prepared.plan
     if rounds is not None and (rounds < 1 or rounds * plan.rounds.local_steps > plan.steps):
@@ -176,5 +166,3 @@ def _check_preprocessed(prepared: PreparedFold, source: PatchSource) -> None:
     missing = sorted(set(prepared.fold.train) - source.cases)
     if missing:
         raise InputError(f"{prepared.data_folder}: case {missing[0]} is not preprocessed; run `adpfl plan` again")
-
-

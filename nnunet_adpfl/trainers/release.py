@@ -80,7 +80,7 @@ def _write_model(run: Path, manifest: RunManifest, statement: dict[str, Any], ou
     model = out / manifest.dataset / f"{RELEASE_TRAINER}__{manifest.plans}__{manifest.configuration}"
     plans = _object(run.parent / "plans.json")
     try:
-        plans = _without_unused_intensities(plans)
+        plans = without_unused_intensities(plans)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run.parent / 'plans.json'} is not a plan of nnU-Net ({error!r:.80}); restore it") from None
     dataset = _object(run.parent / "dataset.json")
@@ -109,7 +109,7 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _without_unused_intensities(plans: dict[str, Any]) -> dict[str, Any]:
+def without_unused_intensities(plans: dict[str, Any]) -> dict[str, Any]:
     """Exact extremes of patients' voxels leave with a plan only where its normalisation needs them (CT)."""
     schemes = [settings.get("normalization_schemes", []) for settings in plans["configurations"].values()]
     properties = {

@@ -53,7 +53,7 @@ def new(kind: str, *, dataset: str, trainer: str, plans: str, configuration: str
     name = f"{trainer}__{plans}__{configuration}/fold_{fold}#{secrets.token_hex(4)}"
     return RunManifest(
         kind, name, dataset, trainer, plans, configuration, str(fold), plan.digest(), plan.seed, device,
-        _versions(), settings or {}, asdict(engine_choice),
+        versions(), settings or {}, asdict(engine_choice),
     )  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

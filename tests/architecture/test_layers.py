@@ -18,6 +18,7 @@ FLOORS = {
     "dataset_conversion": 2,
     "evaluation": 2,
     "federation": 3,
+    "pretraining": 3,
     "experiments": 4,
     "cli": 5,
 }
@@ -97,9 +98,24 @@ def test_rule_15_tensors_are_read_from_files_in_one_place() -> None:
     assert text.count("torch.load(") == text.count("weights_only=True)") == 1
 
 
+def test_pretraining_knows_no_data_set_and_no_made_up_cohort() -> None:
+    """Its images must owe nothing to a patient, nor to the cohorts that results are shown on."""
+    own_files = [file for file in files() if folder_of(file) == "pretraining"]
+    waiting, reached = list(own_files), set()
+    while waiting:
+        file = waiting.pop()
+        if file not in reached:
+            reached.add(file)
+            waiting += graph()[file]
+    assert not [str(file) for file in reached if folder_of(file) == "dataset_conversion"]
+    direct = {str(target) for file in own_files for target in graph()[file]}
+    assert not direct & {"cohort.py", "folds.py", "nnunet_compat/patches.py", "trainers/patient_loader.py"}
+
+
 def test_only_the_compatibility_folder_and_the_trainers_touch_nnunet() -> None:
     users = {found.file for file in files() for found in imports(file) if found.module.split(".")[0] == "nnunetv2"}
     assert {str(user) for user in users} == {
+        "nnunet_compat/patch_format.py",
         "nnunet_compat/patches.py",
         "nnunet_compat/planning.py",
         "nnunet_compat/prediction.py",

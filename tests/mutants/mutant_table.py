@@ -1144,4 +1144,14 @@ MUTANTS = (
         {"    if found != declared.sha256:": "    if False:"},
         (f"{START}::test_rule_16_a_file_that_is_not_the_declared_one_is_refused",),
     ),
+    Mutant(
+        "damaged segmentation layers pass as public weights", 16, "trainers/public_weights.py",
+        {"        if not bool(torch.isfinite(value).all()):": "        if False:"},
+        (f"{START}::test_rule_16_declared_weights_must_fit_the_network",),
+    ),
+    Mutant(
+        "encoders of other channels pass as public weights", 16, "trainers/public_weights.py",
+        {'_HEADS = ".seg_layers."': '_HEADS = "."'},
+        (f"{START}::test_rule_16_declared_weights_must_fit_the_network",),
+    ),
 )  # fmt: skip

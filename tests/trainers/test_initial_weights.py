@@ -103,25 +103,61 @@ def test_rule_16_a_file_that_is_not_the_declared_one_is_refused(
     assert no_run(workspace)
 
 
+FIRST, HEAD = "encoder.stages.0.0.convs.0.conv.weight", "decoder.seg_layers.1.weight"
+
+
 def without_a_tensor(content: dict[str, Any]) -> None:
-    del content["network_weights"]["decoder.seg_layers.1.weight"]
+    del content["network_weights"]["decoder.stages.0.convs.0.conv.weight"]
 
 
-def with_another_shape(content: dict[str, Any]) -> None:
-    content["network_weights"]["decoder.seg_layers.1.weight"] = torch.zeros(1)
+def with_another_tensor(content: dict[str, Any]) -> None:
+    content["network_weights"]["decoder.extra.weight"] = torch.zeros(1)
+
+
+def with_other_channels(content: dict[str, Any]) -> None:
+    content["network_weights"][FIRST] = content["network_weights"][FIRST].repeat(1, 3, 1, 1, 1)
+
+
+def with_another_type(content: dict[str, Any]) -> None:
+    content["network_weights"][FIRST] = content["network_weights"][FIRST].double()
 
 
 def with_a_nan(content: dict[str, Any]) -> None:
-    content["network_weights"]["decoder.seg_layers.1.weight"] *= float("nan")
+    content["network_weights"][FIRST] *= float("nan")
+
+
+def with_a_nan_in_a_head(content: dict[str, Any]) -> None:
+    content["network_weights"][HEAD] = torch.full((7, 4, 1, 1, 1), float("nan"))
+
+
+def with_a_head_of_text(content: dict[str, Any]) -> None:
+    content["network_weights"][HEAD] = "weights"
+
+
+def under_two_prefixes(content: dict[str, Any]) -> None:
+    content["network_weights"][f"_orig_mod.{FIRST}"] = content["network_weights"][FIRST]
 
 
 def without_weights(content: dict[str, Any]) -> None:
     del content["network_weights"]
 
 
-@pytest.mark.parametrize("change", [without_a_tensor, with_another_shape, with_a_nan, without_weights])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (without_a_tensor, "decoder.stages.0.convs.0.conv.weight"),
+        (with_another_tensor, "decoder.extra.weight"),
+        (with_other_channels, FIRST),
+        (with_another_type, FIRST),
+        (with_a_nan, f"{FIRST} holds values that are not finite"),
+        (with_a_nan_in_a_head, f"{HEAD} holds values that are not finite"),
+        (with_a_head_of_text, HEAD),
+        (under_two_prefixes, f"{FIRST} twice"),
+        (without_weights, "network_weights"),
+    ],
+)
 def test_rule_16_declared_weights_must_fit_the_network(
-    change: Callable[[dict[str, Any]], None], workspace: Workspace, public: Path
+    change: Callable[[dict[str, Any]], None], named: str, workspace: Workspace, public: Path
 ) -> None:
     content = torch.load(public, weights_only=True)
     change(content)
@@ -129,8 +165,42 @@ def test_rule_16_declared_weights_must_fit_the_network(
     declare(workspace, public)
     with pytest.raises(InputError, match=r"public.pth") as error:
         workspace.train()
+    assert named in str(error.value)
     assert "\n" not in str(error.value)
     assert no_run(workspace)
+
+
+def started_with(workspace: Workspace, stock_trainer: StockTrainer, path: Path, weights: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights that a trainer starts from when these are declared public."""
+    torch.save({"network_weights": weights}, path)
+    declare(workspace, path)
+    trainer = stock_trainer()
+    trainer.initialize()
+    return dict(trainer.network.state_dict())
+
+
+def test_rule_16_heads_for_other_classes_are_left_at_their_random_values(
+    workspace: Workspace, stock_trainer: StockTrainer, public: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As nnU-Net does; and all of them, also those that would fit."""
+    own = stock_trainer()
+    own.initialize()
+    content = torch.load(public, weights_only=True)["network_weights"]
+    content[HEAD] = torch.zeros(8, *content[HEAD].shape[1:])
+    found = started_with(workspace, stock_trainer, public, content)
+    assert "segmentation layers are for other classes" in capsys.readouterr().err
+    for name, value in own.network.state_dict().items():
+        assert torch.equal(found[name], value if ".seg_layers." in name else content[name]), name
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_rule_16_prefixes_of_wrappers_are_no_part_of_a_name(
+    prefix: str, workspace: Workspace, stock_trainer: StockTrainer, public: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(public, weights_only=True)["network_weights"]
+    found = started_with(workspace, stock_trainer, public, {prefix + name: value for name, value in content.items()})
+    assert_equal(found, content)
+    assert "other classes" not in capsys.readouterr().err
 
 
 class Canary:
