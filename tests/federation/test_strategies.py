@@ -122,6 +122,30 @@ def test_fedbn_sites_go_on_with_their_own_layers_and_keep_a_model_of_their_own(
         assert not torch.equal(models["site-a"][name], models["site-b"][name])
 
 
+def test_rule_11_a_repeated_round_starts_from_the_layers_before_it(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site that fails after its own layers were stored, and is asked again, starts from those of the round before."""
+    starts: list[dict[str, np.ndarray]] = []
+    original, save = client._restore_optimizer, client.stored_update.save
+
+    def watched(training: object, task: client.RoundTask, site: client.Site) -> None:
+        if (task.round, site.name) == (1, "site-a"):
+            starts.append({name: p.detach().numpy().copy() for name, p in site.model.trained.items() if "norm" in name})
+        original(training, task, site)  # type: ignore[arg-type]
+
+    def lost_once(update: client.SiteUpdate, task: client.RoundTask, folder: Path) -> None:
+        if (task.round, update.site, len(starts)) == (1, "site-a", 1):
+            raise InputError("the connection is lost")
+        save(update, task, folder)
+
+    monkeypatch.setattr(client, "_restore_optimizer", watched)
+    monkeypatch.setattr(client.stored_update, "save", lost_once)
+    workspace.edit_plan(rounds={"strategy": "fedbn"})
+    workspace.train()
+    assert len(starts) == 2
+    for name, value in starts[0].items():
+        assert np.array_equal(value, starts[1][name]), name
+
+
 def test_fedbn_refuses_patterns_that_match_nothing(workspace: Workspace) -> None:
     workspace.edit_plan(rounds={"strategy": "fedbn", "local_patterns": ["nothing"]})
     with pytest.raises(InputError, match="local_patterns"):

@@ -40,6 +40,11 @@ FUSED_NETWORKS = "trainers/test_fused_networks.py"
 CHALLENGES = "dataset_conversion/test_challenges.py"
 ASSIGNMENT = "dataset_conversion/test_site_assignment.py"
 COHORT_CHECK = "federation/test_cohort_check.py"
+MASKS = "privacy/test_rule_04_masks.py"
+MASKED_RUNS = "federation/test_masked_runs.py"
+STRATEGIES = "federation/test_strategies.py"
+FILTERS = "federation/test_update_filters.py"
+COMPARISON = "experiments/test_comparison.py"
 
 
 @dataclass(frozen=True)
@@ -1153,5 +1158,54 @@ MUTANTS = (
         "encoders of other channels pass as public weights", 16, "trainers/public_weights.py",
         {'_HEADS = ".seg_layers."': '_HEADS = "."'},
         (f"{START}::test_rule_16_declared_weights_must_fit_the_network",),
+    ),
+    Mutant(
+        "norm of all coordinates but sum of the masked ones left unclipped", 4, "privacy/gradients/loop.py",
+        {
+            "            norm = _norm(gradients)": (
+                "            norm = _norm([g for g, k in zip(gradients, self._coordinates.values()) if k is None])"
+            )
+        },
+        (f"{MASKS}::test_rule_04_the_norm_that_is_clipped_is_that_of_the_kept_coordinates",), quick=True,
+    ),
+    Mutant(
+        "a masked tensor is summed at other coordinates than declared", 4, "privacy/gradients/loop.py",
+        {"gradient.flatten()[kept])": "gradient.flatten()[: kept.numel()])"},
+        (f"{MASKS}::test_rule_04_masked_sum_is_the_full_one_at_the_kept_coordinates",), quick=True,
+    ),
+    Mutant(
+        "a resting layer is trained", 4, "trainers/masks.py",
+        {"if not any(fnmatchcase(name, glob) for glob in patterns)}": "if patterns}"},
+        (f"{MASKS}::test_rule_04_a_resting_layer_gets_neither_gradient_nor_noise_and_wakes_up",), quick=True,
+    ),
+    Mutant(
+        "momentum and weight decay move what rests", 4, "trainers/private_training.py",
+        {"            declared_masks.put_back_(self.trained[name], value, kept[name])": "            pass"},
+        (f"{MASKED_RUNS}::test_rule_04_coordinates_outside_the_mask_keep_their_values",),
+    ),
+    Mutant(
+        "a filter passes for privacy", 9, "privacy/plan.py",
+        {'if self.update_filter.kind != "none" and self.is_private:': "if False:"},
+        (f"{FILTERS}::test_a_filter_beside_dp_is_refused",),
+    ),
+    Mutant(
+        "runs of a comparison are unknown to the odometer's check", 11, "trainers/patient_totals.py",
+        {' + [f"{COMPARISONS}/*/*/seed_*/{name}" for name in _LEDGERS]': ""},
+        (f"{COMPARISON}::test_runs_of_a_comparison_are_known_to_the_odometer",),
+    ),
+    Mutant(
+        "a server optimizer forgets its momentum when a run goes on", 11, "federation/rounds.py",
+        {"self._trained_part(self._global), state.server_moments)": "self._trained_part(self._global), None)"},
+        (f"{STRATEGIES}::test_rule_11_an_interrupted_run_ends_in_the_same_bits[fedavgm]",),
+    ),
+    Mutant(
+        "a site's own layers are taken from the round that is repeated", 11, "trainers/local_layers.py",
+        {"    path = file_of(folder, round_index - 1)": "    path = max(folder.glob('local_layers_after_round_*.pth'))"},
+        (f"{STRATEGIES}::test_rule_11_a_repeated_round_starts_from_the_layers_before_it",),
+    ),
+    Mutant(
+        "Adam's correction uses a noise that was not added", 7, "privacy/mechanism.py",
+        {"count_noise, gradient_z / expected_units)": "count_noise, z)"},
+        (f"{MASKS}::test_rule_07_the_update_says_how_much_noise_it_has",), quick=True,
     ),
 )  # fmt: skip

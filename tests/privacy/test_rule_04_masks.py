@@ -60,6 +60,21 @@ def test_rule_04_noise_falls_on_the_kept_coordinates_alone(tmp_path: Path) -> No
         assert bool((update.gradient[name] != 0).all())
 
 
+def test_rule_07_the_update_says_how_much_noise_it_has(tmp_path: Path) -> None:
+    """DP-AdamBC takes this variance off: it has to be that of the noise that was added, which is known, not estimated."""
+    masks, _ = make(random_mask=0.999)
+    mechanism = make_mechanism()
+    ledger = start_ledger(tmp_path, mechanism.plan)
+    permit = mechanism.authorise(ledger, 0, 20, round_index=0, attempt=0)
+    values = []
+    for step in range(20):
+        empty = masks.engine_at(step).clipped_sum([], mechanism.clip_rule(1.0))
+        update = mechanism.release(empty, permit, "a", step, InjectedRandomness(5))
+        values += [value.flatten() for value in update.gradient.values()]
+    found = torch.cat(values)
+    assert float(found.std()) == pytest.approx(update.gradient_noise_std, rel=5 / (2 * found.numel()) ** 0.5)
+
+
 def test_rule_04_a_resting_layer_gets_neither_gradient_nor_noise_and_wakes_up() -> None:
     masks, trained = make(phases=[{"until": 0.5, "freeze_patterns": ["0.*"]}])
     assert set(masks.coordinates_at(9)) == {"2.weight", "2.bias"}  # of 20 steps

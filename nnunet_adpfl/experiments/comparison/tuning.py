@@ -6,6 +6,7 @@ tried, and how it scored, stays in tuning.json, so that nobody has to believe th
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from nnunet_adpfl import atomic_files, folders, json_files
 from nnunet_adpfl import cohort as cohorts
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.experiments.comparison.methods import Method
+from nnunet_adpfl.nnunet_compat.prediction import LabelReader
 
 FILE_NAME = "tuning.json"
 
@@ -27,13 +29,30 @@ def candidates(method: Method) -> list[dict[str, Any]]:
 
 
 def check_other_patients(dataset: str, tuning_dataset: str) -> None:
-    """InputError where a patient of the compared cohort would be tuned on."""
-    compared, other = (cohorts.load(folders.preprocessed_folder(name)) for name in (dataset, tuning_dataset))
-    if both := sorted(set(compared.units()) & set(other.units())):
+    """InputError where a case of the compared cohort would be tuned on: by its true label map, whatever it is called.
+
+    Names are no evidence: two made-up cohorts number their patients alike, and one patient may have two names.
+    """
+    compared, other = (_truths(folders.preprocessed_folder(name)) for name in (dataset, tuning_dataset))
+    if both := sorted(set(compared) & set(other)):
         raise InputError(
-            f"--tune-on {tuning_dataset}: {compared.unit_kind} {both[0]} is in {dataset}, too; tune on others, or settings would "
-            "be chosen by looking at those who are reported on"
+            f"--tune-on {tuning_dataset}: its case {other[both[0]]} is {compared[both[0]]} of {dataset}; tune on other patients, or "
+            "settings would be chosen by looking at those who are reported on"
         )
+
+
+def _truths(preprocessed: Path) -> dict[str, str]:
+    """Hash of a case's label map -> case; maps without foreground, which are alike, are left out."""
+    cohort = cohorts.load(preprocessed)
+    ending = str(json_files.load(preprocessed / "dataset.json")["file_ending"])
+    plans = next(path for path in sorted(preprocessed.glob("*Plans*.json")) if "privacy" not in path.name)
+    reader = LabelReader(json_files.load(plans))
+    found = {}
+    for case in sorted(cohort.cases):
+        labels, _ = reader.labels(preprocessed / "gt_segmentations" / f"{case}{ending}")
+        if labels.any():
+            found[hashlib.sha256(labels.astype("int16").tobytes()).hexdigest()] = case
+    return found
 
 
 def best(scores: Sequence[tuple[Mapping[str, Any], Sequence[float]]]) -> dict[str, Any]:
