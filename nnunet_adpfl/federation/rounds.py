@@ -114,9 +114,9 @@ class FederatedRun:
             if average is None:
                 break
             self._finish_round(average)
-            self.save()
-            if self._observe is not None:
+            if self._observe is not None:  # before the checkpoint: a round that is taken again is looked at again
                 self._observe(state.round, {**self._global, **(self._average or {})}, self._local_layers())
+            self.save()
         state.finished = True
         state.raw_weights = state.control = state.server_moments = None
         self.save()
@@ -134,12 +134,12 @@ class FederatedRun:
                     note(f"round {self.state.round}, site {failure.site}: {failure.reason}")
                     if failure.refused:
                         raise PrivacyRefusedError(failure.reason)
+                    if failure.budget_spent:  # the other sites are not asked: they would pay for a round that is not used
+                        note("the privacy budget is spent: the run ends here and keeps its weights")
+                        return None
                     failures.append(failure)
             if not failures:
                 return average
-            if any(failure.budget_spent for failure in failures):
-                note("the privacy budget is spent: the run ends here and keeps its weights")
-                return None
             if attempt + 1 < ATTEMPTS_PER_ROUND:
                 note(f"round {self.state.round} is repeated; sites that had finished send their update again, free")
         raise AdpflError(

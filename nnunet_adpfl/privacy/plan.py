@@ -216,6 +216,8 @@ class PrivacyPlan(_Section):
             raise ValueError("fingerprint dp and fingerprint_release belong together; make them with `adpfl plan --fingerprint dp`")
         if self.update_filter.kind != "none" and self.is_private:
             raise ValueError("update_filter gives no guarantee and is for runs without clip and noise (clipping.method none)")
+        if self.update_filter.kind != "none" and self.rounds.strategy in ("fedbn", "local"):
+            raise ValueError("update_filter needs a strategy without layers of each site's own (not fedbn or local)")
         if self.trainable.masks and self.engine == "fused":
             raise ValueError("trainable.random_mask and trainable.phases need engine loop (or auto)")
         if self.is_data_driven:

@@ -97,7 +97,11 @@ class CentralRun:
             run=state.run,
             site=ALL_SITES,
             units=sorted(prepared.cases_by_unit()),
-            site_odometers=[site_ledger.odometer_of(prepared.preprocessed, site) for site in prepared.sites],
+            site_odometers=[
+                site_ledger.odometer_of(prepared.preprocessed, site)
+                for site in prepared.cohort.sites
+                if prepared.cases_by_unit(site)  # whoever trains is counted, whatever the plan says about sites
+            ],
             mechanism=self._mechanism,
             declared_steps=prepared.plan.steps,
             checkpoint_head=state.ledger_heads.get(ALL_SITES),

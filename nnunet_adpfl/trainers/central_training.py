@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy.noise import Randomness
@@ -43,6 +44,8 @@ def _train_locked(
     planned = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, device)
     model = private_model.build(planned, prepared.plan, run_manifest.engine_choice(folder.path) if resumed else None)
     source = PatchSource(planned, prepared.data_folder, prepared.plan.patches_per_unit, prepared.plan.oversample_foreground)
+    if missing := sorted(set(prepared.fold.train) - source.cases):
+        raise InputError(f"{prepared.data_folder}: case {missing[0]} is not preprocessed; run `adpfl plan` again")
     state = resumed[1] if resumed else _begin(folder, model, device)
     if state.finished:
         note(f"{folder.path}: the run is finished already ({state.steps_done} steps)")
@@ -51,17 +54,18 @@ def _train_locked(
     run = CentralRun(folder, model, loader, state, randomness)
 
     def save() -> None:
+        if observe is not None and not state.finished:  # before the checkpoint: a round that is taken again is looked at again
+            kept = {**dict(model.network.named_parameters()), **(run.average or {})}
+            observe(state.round, {name: value.detach().cpu().numpy() for name, value in kept.items()}, {})
         folder.save_checkpoint(
             model.network, state, mirroring_axes=planned.inference_allowed_mirroring_axes, average=run.average,
             optimizer_state=run.training.optimizer.state_dict(),
         )  # fmt: skip
-        if observe is not None and not state.finished:
-            kept = {**dict(model.network.named_parameters()), **(run.average or {})}
-            observe(state.round, {name: value.detach().cpu().numpy() for name, value in kept.items()}, {})
 
     try:
         if resumed:
             _restore(run, model, resumed[0], state)
+            folder.rewind_rounds(state.round)
         else:
             folder.save_checkpoint(model.network, state, mirroring_axes=planned.inference_allowed_mirroring_axes)
         run.control = noise_control.make(prepared, model, source, state.control)

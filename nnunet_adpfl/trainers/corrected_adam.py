@@ -53,7 +53,7 @@ class CorrectedAdam(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
-        state["noise_variance"].lerp_(torch.tensor(self.noise_variance), 1 - beta2)
+        state["noise_variance"].mul_(beta2).add_((1 - beta2) * self.noise_variance)
         state["exp_avg"].lerp_(gradient, 1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         count = float(state["step"])

@@ -98,11 +98,12 @@ def check_odometers(preprocessed: Path, cohort: Cohort) -> None:
             raise PrivacyRefusedError(
                 f"{odometer.path} counts what was spent at a site that the cohort does not know; restore the cohort"
             )
-    known = {site: site_ledger.odometer_of(preprocessed, site).runs() for site in cohort.sites}
     results = folders.base_folder("nnUNet_results") / preprocessed.name
     places = [f"*/fold_*/{name}" for name in _LEDGERS] + [f"{COMPARISONS}/*/*/seed_*/{name}" for name in _LEDGERS]
-    for path in (path for place in places for path in results.glob(place)):
-        lines = hash_chain.read(path).lines
+    # Ledgers first: a run that starts meanwhile writes its odometers before its ledger.
+    found = [(path, hash_chain.read(path).lines) for place in places for path in results.glob(place)]
+    known = {site: site_ledger.odometer_of(preprocessed, site).runs() for site in cohort.sites}
+    for path, lines in found:
         if not lines:
             continue  # a crash left it without its first line, so nothing was spent on it
         run, site = str(lines[0].get("run")), str(lines[0].get("site"))

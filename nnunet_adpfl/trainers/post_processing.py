@@ -38,7 +38,7 @@ def make_optimizer(settings: Optimizer, trained: dict[str, nn.Parameter]) -> tor
         return torch.optim.AdamW(
             parameters, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay, fused=fused
         )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters,
         lr=settings.learning_rate,
         momentum=settings.momentum,
@@ -46,6 +46,10 @@ def make_optimizer(settings: Optimizer, trained: dict[str, nn.Parameter]) -> tor
         weight_decay=settings.weight_decay,
         fused=fused,
     )
+    if settings.momentum > 0:  # the same as none yet; a layer that wakes up later has one like the others (fused kernels need that)
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def laid_out_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
@@ -116,7 +120,7 @@ def average_decay(settings: Optimizer, first_step: int, block: int, steps: int) 
     """
     number = first_step // block
     if settings.tail_share > 0:
-        first = int((1 - settings.tail_share) * steps) // block
+        first = int((1 - settings.tail_share) * steps + 1e-9) // block
         number = min(max(0, number - first), steps)
         return number / (number + 1)
     return min(settings.ema_decay**block, number / (number + 1))

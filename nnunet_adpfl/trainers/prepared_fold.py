@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -65,6 +66,17 @@ class PreparedFold:
             )
         return public
 
+    def with_plan(self, plan: PrivacyPlan) -> PreparedFold:
+        """The same fold with another privacy plan, noise calibrated; it must belong to the data like the first one.
+
+        Raises PrivacyRefusedError or InputError where it does not.
+        """
+        _check_belongs(plan, self.plans, self.cohort, self.fold, self.preprocessed)
+        changed = dataclasses.replace(self, plan=mechanism.calibrated(plan))
+        if plan.is_data_driven and plan.adaptation.signal == "public_loss":
+            changed.public_cases_by_unit()  # refused before the run begins
+        return changed
+
     @property
     def data_folder(self) -> Path:
         return self.preprocessed / str(self.plans["configurations"][self.configuration]["data_identifier"])
@@ -92,11 +104,8 @@ def load(
     cohort = cohorts.load(preprocessed)
     chosen = folds.make_fold(folds.load_splits(preprocessed, cohort), cohort, fold)
     _check_belongs(declared, plans, cohort, chosen, preprocessed)
-    plan = mechanism.calibrated(variant(declared, trainer, local_steps, strategy))
-    prepared = PreparedFold(preprocessed, plans, dataset_json, configuration, plan, cohort, chosen)
-    if plan.is_data_driven and plan.adaptation.signal == "public_loss":
-        prepared.public_cases_by_unit()  # refused before the run begins
-    return prepared
+    prepared = PreparedFold(preprocessed, plans, dataset_json, configuration, declared, cohort, chosen)
+    return prepared.with_plan(variant(declared, trainer, local_steps, strategy))
 
 
 def variant(

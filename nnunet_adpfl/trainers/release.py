@@ -44,6 +44,8 @@ def export_run(run: Path, out: Path) -> dict[str, Any]:
     manifest = run_manifest.load(run)
     if not (run / checkpoints.FINAL).is_file():
         raise InputError(f"{run} is not finished: it has no {checkpoints.FINAL}; go on with `adpfl train --continue`")
+    if privacy_plans.load(run / privacy_plans.FROZEN_FILE_NAME).rounds.strategy == "local":
+        raise InputError(f"{run} trained every site alone (strategy local): the mean of unrelated models is no model to release")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty: name a new folder for the release")
     statement = summary.summarise(run)

@@ -63,6 +63,7 @@ class RunFolder:
                 "the checkpoint, or move the folder away and start a new run, which spends again"
             )
         manifest = run_manifest.check_same_kind(self.path, kind, plan_hash)
+        self._check_same_fold(manifest)
         frozen = privacy_plans.load(self.path / privacy_plans.FROZEN_FILE_NAME)
         if frozen.digest() != plan_hash:
             raise PrivacyRefusedError(f"{self.path / privacy_plans.FROZEN_FILE_NAME} was edited; restore it")
@@ -73,6 +74,13 @@ class RunFolder:
         if state.run != manifest.run:
             raise PrivacyRefusedError(f"{found} belongs to another run than {run_manifest.FILE_NAME}; restore it")
         return content, state
+
+    def _check_same_fold(self, manifest: RunManifest) -> None:
+        prepared = self.prepared
+        asked = (prepared.preprocessed.name, prepared.plans["plans_name"], prepared.configuration, prepared.fold.name)
+        found = (manifest.dataset, manifest.plans, manifest.configuration, manifest.fold)
+        if found != tuple(map(str, asked)):
+            raise PrivacyRefusedError(f"{self.path} holds a run of {' '.join(found)}, not of {' '.join(map(str, asked))}: use another name")
 
     def is_bare(self) -> bool:
         """Whether nothing was trained here yet: no checkpoint and no ledger."""

@@ -16,6 +16,7 @@ from nnunet_adpfl.experiments.comparison import comparison, methods, runs, tunin
 from nnunet_adpfl.experiments.comparison.comparison import CompareSettings, compare
 from nnunet_adpfl.privacy import plan as privacy_plans
 from nnunet_adpfl.privacy.plan import InitialWeights
+from nnunet_adpfl.trainers.release import export_run
 
 RANDOM = InitialWeights()
 
@@ -62,10 +63,15 @@ def test_variant_changes_its_fields_and_is_not_tuned_on_them(workspace: Workspac
         ({"variants": ("x=adp-fl",)}, "write NAME=METHOD"),
         ({"variants": ("x=adp-fl:nonsense.field=1",)}, "no section"),
         ({"variants": ("x=adp-fl:optimizer.nonsense=1",)}, "nonsense"),
+        ({"variants": ("x=adp-fl:unit=lesion",)}, "same for all methods"),
+        ({"variants": ("x=adp-fl:fingerprint=public",)}, "same for all methods"),
+        ({"variants": ('x=central-adp:training_units={"0": {"site-a": 4}}',)}, "same for all methods"),
+        ({"variants": ("x=adp-fl:update_filter.kind=paper;clipping.method=none",)}, "without clip and noise"),
+        ({"methods": ("np-fl",), "variants": ("adp-fl=adp-fl:optimizer.learning_rate=1",)}, "name of a method"),
         ({"methods": ("adp-fl@public",)}, "needs --init"),
         ({"seeds": 0}, "must be 1 or more"),
         ({"fold": "all"}, "holds out no case"),
-        ({"tune_on": tiny_dataset.NAME}, "tune on others"),
+        ({"tune_on": tiny_dataset.NAME}, "tune on other patients"),
         ({"name": "../up"}, "not a name"),
         ({"init": Path("missing.pth")}, "cannot be read"),
     ],
@@ -105,6 +111,47 @@ def test_a_comparison_is_run_once_and_its_table_kept(workspace: Workspace, monke
         compare(settings(workspace))
 
 
+def test_another_fold_or_configuration_under_the_same_name_is_refused(workspace: Workspace) -> None:
+    compare(settings(workspace, methods=("np-fl",)))
+    for changes in ({"fold": "1"}, {"configuration": "2d"}, {"mirroring": True}):
+        with pytest.raises(Exception, match=r"other settings|use another name"):
+            compare(settings(workspace, methods=("np-fl",), **changes))
+
+
+def test_an_unfinished_run_of_another_fold_is_not_continued(workspace: Workspace) -> None:
+    folder = workspace.results / "adpfl_compare" / "test" / "np-fl" / "seed_0"
+    compare(settings(workspace, methods=("np-fl",)))
+    (folder / "result.json").unlink()
+    with pytest.raises(Exception, match="use another name"):
+        compare(settings(workspace, methods=("np-fl",), fold="1"))
+
+
+def test_rule_11_a_central_run_is_counted_at_every_site_that_trains(workspace: Workspace) -> None:
+    found = compare(settings(workspace, methods=("central-adp",)))
+    for site in ("site-a", "site-b"):
+        lines = workspaces.read_lines(workspace.preprocessed / "sites" / site / "privacy_odometer.jsonl")
+        spent = [line["line"] if "line" in line else line for line in lines]
+        assert sum(entry.get("steps", 0) for entry in spent if entry.get("event") == "poisson_gaussian") == 6
+    assert found["all_runs_on_these_patients"]["runs"] == 1
+    assert 0 < found["all_runs_on_these_patients"]["epsilon"] <= 8
+
+
+def test_rule_12_everything_that_is_written_says_not_for_release(workspace: Workspace) -> None:
+    found = compare(settings(workspace, methods=("np-fl",)))
+    folder = Path(found["folder"])
+    for path in (folder / "comparison.json", folder / "np-fl" / "seed_0" / "result.json"):
+        assert read(path)["for_release"] is False
+    assert "not for release" in (folder / "comparison.md").read_text()
+
+
+def test_local_models_are_scored_by_their_own_site_and_not_released(workspace: Workspace) -> None:
+    found = compare(settings(workspace, methods=("local-adp",)))
+    run = Path(found["folder"]) / "local-adp" / "seed_0"
+    assert {path.parent.name for path in run.glob("sites/*/checkpoint_final.pth")} == {"site-a", "site-b"}
+    with pytest.raises(InputError, match="no model to release"):
+        export_run(run, workspace.base / "out")
+
+
 def test_runs_of_a_comparison_are_known_to_the_odometer(workspace: Workspace) -> None:
     """Rule 11: a comparison spends on the same patients as any other run, and losing sight of it is refused."""
     compare(settings(workspace, methods=("adp-fl",)))
@@ -125,20 +172,24 @@ def test_tuning_tries_every_setting_on_others_and_keeps_the_best(workspace: Work
         dice = 0.9 - abs(float(rate) - 0.3)
         mean = {"dice": dice, "hd95_mm": 1.0, "nsd": 1.0}
         return {
-            "method": task.method.name, "seed": task.seed, "plan_hash": "", "tuned": dict(task.tuned), "mean": mean, "sites": {},
-            "classes": {}, "cases": 1, "dice_of_cases": {"one": dice}, "curve": [], "epsilon": None, "guarantee": "none", "not_covered": [],
+            "method": task.method.name, "seed": task.seed, "settings": {}, "tuned": dict(task.tuned), "mean": mean, "sites": {},
+            "classes": {}, "cases": 1, "dice_of_units": {"one": dice}, "curve": [], "epsilon": None, "guarantee": "none", "not_covered": [],
         }  # fmt: skip
 
     monkeypatch.setattr(runs, "run", run)
-    found = compare(settings(workspace, methods=("np-fl", "dp-fl", "adp-fl"), tune_on=tiny_dataset.NAME))
+    variant = "fixed10=dp-fl:clipping.clip_norm=10;optimizer.weight_decay=0.5"  # must not spoil what dp-fl is tuned to
+    found = compare(settings(workspace, methods=("np-fl", "dp-fl", "adp-fl"), variants=(variant,), tune_on=tiny_dataset.NAME))
+    assert found["methods"]["fixed10"]["tuned"] == {"optimizer.learning_rate": 0.3}
     sizes = {name: len(tuning.candidates(methods.METHODS[name])) for name in ("np-fl", "dp-fl", "adp-fl")}
     assert sizes == {"np-fl": 4, "dp-fl": 16, "adp-fl": 4}
-    assert len(tried) == sum(sizes.values()) + 3
+    assert len(tried) == sum(sizes.values()) + 4
+    assert {entry["clipping.clip_norm"] for entry in tried if entry["method"] == "dp-fl"} == {0.1, 0.3, 1.0, 3.0}
     assert found["methods"]["np-fl"]["tuned"] == {"optimizer.learning_rate_non_private": 0.3}
     assert found["methods"]["dp-fl"]["tuned"]["optimizer.learning_rate"] == 0.3
     kept = Path(found["folder"]) / tuning.FILE_NAME
     assert len(read(kept)["tried"]["dp-fl"]) == 16
-    assert tuning.load(kept)["adp-fl"] == {"optimizer.learning_rate": 0.3}
+    assert tuning.load(kept)[0] == tiny_dataset.NAME
+    assert tuning.load(kept)[1]["adp-fl"] == {"optimizer.learning_rate": 0.3}
     kept.write_text(json.dumps({"tried": 1}))
     with pytest.raises(InputError, match="not the tuning"):
         tuning.load(kept)

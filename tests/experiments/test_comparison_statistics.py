@@ -19,7 +19,7 @@ def test_share_of_a_gap_is_the_share() -> None:
     found = statistics.gap_closed(scores(0.5), scores(0.9), scores(0.8))
     assert found["share"] == pytest.approx(0.75)
     assert found["ci95"] == [pytest.approx(0.75), pytest.approx(0.75)]
-    assert (found["gap"], found["seeds"], found["cases"]) == (pytest.approx(0.4), 10, 20)
+    assert (found["gap"], found["seeds"], found["units"]) == (pytest.approx(0.4), 10, 20)
 
 
 def test_no_share_of_a_gap_that_may_be_nothing() -> None:
@@ -77,7 +77,7 @@ def result(seed: int, dice: float, curve: list[float]) -> dict[str, object]:
     mean = {"dice": dice, "hd95_mm": 2.0, "nsd": 0.5}
     return {
         "seed": seed, "mean": mean, "sites": {"a": mean}, "classes": {"ball": mean}, "curve": curve, "epsilon": None, "tuned": {},
-        "guarantee": "none", "dice_of_cases": {"one": dice - 0.1, "two": dice + 0.1},
+        "guarantee": "none", "dice_of_units": {"one": dice - 0.1, "two": dice + 0.1},
     }  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_table_has_every_figure_and_reads_well() -> None:
     assert gaps["full_system"]["share"] == pytest.approx(0.975)
     assert found["methods"]["np-fl"]["dice"]["mean"] == pytest.approx(0.901)
     assert found["methods"]["np-fl"]["dice"]["std_seeds"] == pytest.approx(0.001)
-    assert found["methods"]["np-fl"]["dice"]["std_cases"] == pytest.approx(np.std([0.801, 1.001], ddof=1))
+    assert found["methods"]["np-fl"]["dice"]["std_units"] == pytest.approx(np.std([0.801, 1.001], ddof=1))
     text = table.markdown(found)
     assert text.count("\n| ") == len(levels)
     assert "same_start: gap 0.4000" in text

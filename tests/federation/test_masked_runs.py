@@ -5,7 +5,7 @@ from __future__ import annotations
 import one_site
 import pytest
 import torch
-from workspace import Workspace, ledgers, steps_paid, weights
+from workspace import LOCAL_STEPS, ROUNDS, Workspace, ledgers, steps_paid, weights
 
 from nnunet_adpfl.trainers import masks as declared_masks
 
@@ -34,6 +34,18 @@ def test_rule_04_layers_rest_until_their_phase_ends(workspace: Workspace) -> Non
     state = torch.load(workspace.run() / "checkpoint_latest.pth", weights_only=True)["network_weights"]
     for name, before in start.items():
         assert torch.equal(state[name], before) == name.startswith("encoder."), name
+
+
+@pytest.mark.parametrize("optimizer", [{"momentum": 0.9}, {"name": "adam"}, {"name": "adam", "adam_correction": False}])
+def test_layers_wake_up_within_a_round_under_every_optimizer(optimizer: dict[str, object], workspace: Workspace) -> None:
+    """A run that stops there has paid for the round, and would pay again at every attempt."""
+    workspace.edit_plan(
+        trainable={"phases": [{"until": 0.5, "freeze_patterns": ["encoder.*"]}]}, optimizer=optimizer, rounds={"optimizer_state": "kept"}
+    )
+    assert LOCAL_STEPS * ROUNDS * 0.5 % LOCAL_STEPS != 0
+    start = {name: value.detach().clone() for name, value in one_site.make(workspace).model.trained.items()}
+    final = weights(workspace.train())
+    assert all(not torch.equal(final[name], before) for name, before in start.items())
 
 
 @pytest.mark.parametrize("trainable", [{"random_mask": 0.5}, {"phases": [{"until": 0.5, "freeze_patterns": ["decoder.*"]}]}])

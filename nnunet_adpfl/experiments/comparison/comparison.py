@@ -24,7 +24,7 @@ from nnunet_adpfl.federation.training import chosen_device
 from nnunet_adpfl.privacy import plan as privacy_plans
 from nnunet_adpfl.privacy.plan import InitialWeights
 from nnunet_adpfl.progress import note
-from nnunet_adpfl.trainers import prepared_fold
+from nnunet_adpfl.trainers import patient_totals, prepared_fold
 from nnunet_adpfl.trainers.patient_totals import COMPARISONS
 
 RESULT_FILE_NAME, TEXT_FILE_NAME = "comparison.json", "comparison.md"
@@ -85,7 +85,7 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
     for task, result in _run_all(tasks, settings.jobs):
         done[task.method.name].append(result)
         _write(settings, folder, done)
-    found = _write(settings, folder, done)
+    found = _write(settings, folder, done, total=patient_totals.dataset_totals(folders.preprocessed_folder(settings.dataset)))
     plots.draw(done, folder)
     return found
 
@@ -126,13 +126,15 @@ def _folder(settings: CompareSettings, dataset: str) -> Path:
 def _tuned(settings: CompareSettings, chosen: Sequence[Method], init: InitialWeights, folder: Path) -> dict[str, dict[str, Any]]:
     """Method -> settings: loaded, or tried now; nothing where neither is asked for."""
     if settings.tuning:
-        return tuning.load(settings.tuning)
+        tuned_on, known = tuning.load(settings.tuning)
+        tuning.check_other_patients(settings.dataset, tuned_on)
+        return known
     if not settings.tune_on:
         return {}
     place = _folder(settings, settings.tune_on)
     place = place.with_name(f"{place.name}__tuning")
     tasks, of_task = [], {}
-    for method in {method.tuned_as: method for method in chosen if method.grid}.values():
+    for method in {method.tuned_as: known_methods.untuned(method) for method in chosen}.values():
         for index, values in enumerate(tuning.candidates(method)):
             for seed in range(settings.tuning_seeds):
                 path = place / f"{method.tuned_as}__{index:02d}" / f"seed_{seed}"
@@ -201,13 +203,17 @@ def _share_cores(jobs: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
-def _write(settings: CompareSettings, folder: Path, done: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _write(
+    settings: CompareSettings, folder: Path, done: dict[str, list[dict[str, Any]]], total: dict[str, Any] | None = None
+) -> dict[str, Any]:
     finished = {name: sorted(results, key=lambda result: int(result["seed"])) for name, results in done.items() if results}
     found = {
         "dataset": settings.dataset,
         "configuration": settings.configuration,
         "plans": settings.plans,
         "fold": settings.fold,
+        "for_release": False,  # figures about held-out patients
+        "all_runs_on_these_patients": total and {key: total[key] for key in ("epsilon", "delta", "unit", "guarantee", "runs")},
         **table.figures(finished),
     }
     atomic_files.write_json(folder / RESULT_FILE_NAME, found)

@@ -20,6 +20,11 @@ from nnunet_adpfl.trainers import prepared_fold
 RANDOM, PUBLIC = "random", "public"
 RATES = (0.1, 0.3, 1.0, 3.0)
 CLIP_NORMS = (0.1, 0.3, 1.0, 3.0)
+# What a plan is about, who is protected and how: no method may have its own.
+SAME_FOR_ALL = frozenset({
+    "format", "unit", "adjacency", "delta", "training_units", "fingerprint", "fingerprint_release", "cohort_digest", "plans_digest",
+    "validation", "seed", "initial_weights", "noise_multiplier",
+})  # fmt: skip
 _PLAIN: dict[str, Any] = {
     "optimizer": {"name": "sgd", "momentum": 0.0, "ema_decay": 0.0, "tail_share": 0.0, "keep_fraction": 1.0},
     "trainable": {"random_mask": 1.0, "phases": []},
@@ -88,8 +93,10 @@ def chosen(names: Sequence[str], variants: Sequence[str]) -> list[Method]:
     Raises InputError for an unknown name, a name given twice, or a variant that is not written so.
     """
     found = [_known(name) for name in names] + [_variant(text) for text in variants]
-    names = [method.name for method in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    all_names = [method.name for method in found]
+    if taken := next((name for name in map(_plain_name, found[len(names) :]) if name in METHODS), None):
+        raise InputError(f"--variant {taken}: that is the name of a method; give the variant a name of its own")
+    if twice := next((name for name in all_names if all_names.count(name) > 1), None):
         raise InputError(f"method {twice!r} is named twice: give each variant a name of its own")
     if not found:
         raise InputError("--methods names no method")
@@ -111,12 +118,27 @@ def plan_of(declared: PrivacyPlan, method: Method, tuned: Mapping[str, Any], see
     content["initial_weights"] = init.model_dump(mode="json") if method.start == PUBLIC else {"kind": "random"}
     content["noise_multiplier"] = None  # calibrated anew: changes may touch it
     for section, fields in method.changes.items():
+        if section in SAME_FOR_ALL:
+            raise InputError(f"method {method.name}: {section} is the same for all methods of a comparison; leave it out")
         if section not in content:
             raise InputError(f"method {method.name}: the privacy plan has no section or field {section!r}")
         content[section] = {**content[section], **fields} if isinstance(fields, Mapping) else fields
     for path, value in tuned.items():
         _set(content, path, value)
-    return prepared_fold.variant(privacy_plans.parse(content, f"method {method.name}"), method.trainer)
+    plan = privacy_plans.parse(content, f"method {method.name}")
+    made = prepared_fold.variant(plan, method.trainer)
+    if made.update_filter != plan.update_filter:
+        raise InputError(f"method {method.name}: update_filter is for methods without clip and noise; start from paper or paper-dp")
+    return made
+
+
+def untuned(method: Method) -> Method:
+    """The method that is tuned for a row: of a variant the one that it came from, so that a variant cannot spoil its tuning."""
+    return method if method.base is None else _known(method.tuned_as)
+
+
+def _plain_name(method: Method) -> str:
+    return method.name.removesuffix(f"@{PUBLIC}")
 
 
 def _known(name: str) -> Method:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,6 @@ from nnunet_adpfl.experiments.comparison.methods import Method, plan_of
 from nnunet_adpfl.federation.training import train_in
 from nnunet_adpfl.nnunet_compat.prediction import TrainedModel
 from nnunet_adpfl.nnunet_compat.training import PlannedTrainer, build_network
-from nnunet_adpfl.privacy import mechanism
 from nnunet_adpfl.privacy import plan as privacy_plans
 from nnunet_adpfl.privacy.plan import InitialWeights
 from nnunet_adpfl.privacy.summary import summarise
@@ -71,9 +70,10 @@ def run(task: RunTask) -> dict[str, Any]:
     """
     prepared = _prepared(task)
     result = task.folder / RESULT_FILE_NAME
+    settings = _settings(task, prepared)
     if result.is_file():
         found: dict[str, Any] = json_files.load(result)
-        if found["plan_hash"] != prepared.plan.digest():
+        if found.get("settings") != settings:
             raise InputError(f"{task.folder} holds a run with other settings: compare under another --name, or move it away")
         return found
     _train(task, prepared)
@@ -82,10 +82,11 @@ def run(task: RunTask) -> dict[str, Any]:
     found = {
         "method": task.method.name,
         "seed": task.seed,
-        "plan_hash": prepared.plan.digest(),
+        "settings": settings,
+        "for_release": False,  # figures about held-out patients
         "tuned": dict(task.tuned),
         **{key: evaluation[key] for key in ("mean", "sites", "classes", "cases")},
-        "dice_of_cases": _dice_of_cases(task.folder),
+        "dice_of_units": _dice_of_units(task.folder, prepared),
         "curve": [line["dice"] for line in _curve(task.folder)],
         "epsilon": spent["epsilon"],
         "guarantee": spent["guarantee"],
@@ -95,12 +96,20 @@ def run(task: RunTask) -> dict[str, Any]:
     return found
 
 
+def _settings(task: RunTask, prepared: PreparedFold) -> dict[str, Any]:
+    """What a kept result has to agree in: everything that its figures depend on."""
+    held_out = hashlib.sha256("\0".join(sorted(prepared.fold.val)).encode()).hexdigest()
+    return {
+        "plan_hash": prepared.plan.digest(), "plans": task.plans, "configuration": task.configuration, "fold": task.fold,
+        "held_out": held_out, "mirroring": task.mirroring, "tolerance_mm": task.tolerance_mm, "curve_cases": task.curve_cases,
+    }  # fmt: skip
+
+
 def _prepared(task: RunTask) -> PreparedFold:
     preprocessed = folders.preprocessed_folder(task.dataset)
     prepared = prepared_fold.load(preprocessed, task.plans, task.configuration, task.fold, "nnUNetTrainerADP")
     declared = privacy_plans.load(preprocessed / privacy_plans.file_name(task.plans, task.configuration))
-    plan = mechanism.calibrated(plan_of(declared, task.method, task.tuned, task.seed, task.init))
-    return dataclasses.replace(prepared, plan=plan)
+    return prepared.with_plan(plan_of(declared, task.method, task.tuned, task.seed, task.init))
 
 
 def _train(task: RunTask, prepared: PreparedFold) -> None:
@@ -134,9 +143,9 @@ def _curve(folder: Path) -> list[dict[str, Any]]:
     return [latest[number] for number in sorted(latest)]
 
 
-def _dice_of_cases(folder: Path) -> dict[str, float]:
-    """Case -> Dice, mean over its classes."""
+def _dice_of_units(folder: Path, prepared: PreparedFold) -> dict[str, float]:
+    """Patient (or lesion) -> Dice, mean over its cases and their classes: what intervals are drawn over."""
     rows: dict[str, list[float]] = {}
     for score in scoring.read_table(folder / scoring.FILE_NAME):
-        rows.setdefault(score.case, []).append(score.dice)
-    return {case: sum(values) / len(values) for case, values in sorted(rows.items())}
+        rows.setdefault(prepared.cohort.cases[score.case].unit, []).append(score.dice)
+    return {unit: sum(values) / len(values) for unit, values in sorted(rows.items())}

@@ -1,8 +1,9 @@
-"""Figures of a comparison, with intervals. Runs with the same seed share their start, and all methods score the same cases,
-so seeds and cases are drawn together for all methods (paired bootstrap; Efron and Tibshirani 1993, chapter 8)."""
+"""Figures of a comparison, with intervals. Runs with the same seed share their start, and all methods score the same patients,
+so seeds and patients are drawn together for all methods (paired bootstrap; Efron and Tibshirani 1993, chapter 8)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 LAST_SHARE = 0.2  # of the rounds: over which a run should have settled
-Scores = np.ndarray  # Dice, shape (seeds, cases)
+Scores = np.ndarray  # Dice, shape (seeds, units)
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ def gap_closed(lower: Scores, upper: Scores, method: Scores, *, seed: int = 0) -
     """Share of the gap between two methods (DP-FL and NP-FL) that a third one closes: (method - lower) / (upper - lower).
 
     Args:
-        lower, upper, method: Dice of the same seeds and cases.
+        lower, upper, method: Dice of the same seeds and units (patients or lesions).
 
-    Returns ``{"share", "ci95", "gap", "gap_ci95", "seeds", "cases"}``; share and ci95 are null where the gap's interval holds
+    Returns ``{"share", "ci95", "gap", "gap_ci95", "seeds", "units"}``; share and ci95 are null where the gap's interval holds
     0: a share of nothing says nothing.
     """
     gaps, gains = upper - lower, method - lower
@@ -44,30 +45,31 @@ def gap_closed(lower: Scores, upper: Scores, method: Scores, *, seed: int = 0) -
         shares = means[0] / means[1]
         low, high = np.quantile(shares, _TAILS)
         found |= {"share": round(float(gains.mean() / gaps.mean()), 4), "ci95": [round(float(low), 4), round(float(high), 4)]}
-    return {**found, "seeds": gaps.shape[0], "cases": gaps.shape[1]}
+    return {**found, "seeds": gaps.shape[0], "units": gaps.shape[1]}
 
 
-def deviation_ratio(method: Sequence[float], baseline: Sequence[float], *, seed: int = 0) -> dict[str, Any]:
-    """Standard deviation of one method's figures over that of another's, by seeds; null with fewer than three."""
-    first, second = np.asarray(method), np.asarray(baseline)
-    if len(first) < 3 or len(second) < 3:
+def deviation_ratio(method: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """Standard deviation over seeds of one method's figures over that of another's; null with fewer than three seeds."""
+    return _ratio(method, baseline, lambda values: values.std(axis=-1, ddof=1))
+
+
+def mean_ratio(method: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds of one method's figures over that of another's."""
+    return _ratio(method, baseline, lambda values: values.mean(axis=-1))
+
+
+def _ratio(method: Sequence[float], baseline: Sequence[float], figure: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    """Both in the order of the same seeds, which are drawn together. Draws with a denominator of zero count as infinite."""
+    first, second = np.asarray(method, dtype=float), np.asarray(baseline, dtype=float)
+    if len(first) < 3 or len(first) != len(second):
         return {"value": None, "ci95": None}
-    generator = np.random.default_rng(seed)
-    draws = [values[generator.integers(0, len(values), (RESAMPLES, len(values)))].std(axis=1, ddof=1) for values in (first, second)]
+    draws = np.random.default_rng(0).integers(0, len(first), (RESAMPLES, len(first)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = draws[0] / draws[1]
-    low, high = np.quantile(ratios[np.isfinite(ratios)], _TAILS)
-    return Interval(float(first.std(ddof=1) / second.std(ddof=1)), float(low), float(high)).as_dict()
-
-
-def mean_ratio(method: Sequence[float], baseline: Sequence[float], *, seed: int = 0) -> dict[str, Any]:
-    """Mean of one method's figures over that of another's, resampled by seeds."""
-    first, second = np.asarray(method), np.asarray(baseline)
-    generator = np.random.default_rng(seed)
-    draws = [values[generator.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1) for values in (first, second)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = np.quantile(draws[0] / draws[1], _TAILS)
-        return Interval(float(first.mean() / second.mean()), float(low), float(high)).as_dict()
+        ratios = np.nan_to_num(figure(first[draws]) / figure(second[draws]), nan=np.inf, posinf=np.inf)
+        low, high = np.quantile(ratios, _TAILS, method="inverted_cdf")
+        value = float(figure(first) / figure(second))
+    known = [None if math.isinf(end) else round(float(end), 4) for end in (low, high)]
+    return {"value": round(value, 4) if math.isfinite(value) else None, "ci95": known}
 
 
 def rounds_to(curve: Sequence[float], level: float) -> int | None:
@@ -108,12 +110,12 @@ def _interval(values: Scores, figure: Callable[[Scores], Any], seed: int) -> Int
 
 
 def _resampled_means(values: Scores, seed: int) -> np.ndarray:
-    """Means over seeds and cases that were drawn with replacement; the same draws for equal shapes and seed.
+    """Means over seeds and units that were drawn with replacement; the same draws for equal shapes and seed.
 
     The mean over a drawn table is the weighted mean of the table, weighted by how often its rows and columns were drawn.
     """
-    seeds, cases = values.shape
+    seeds, units = values.shape
     generator = np.random.default_rng(seed)
     rows = generator.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    columns = generator.multinomial(cases, np.full(cases, 1 / cases), RESAMPLES) / cases
-    return np.einsum("rs,sc,rc->r", rows, values, columns, optimize=True)
+    columns = generator.multinomial(units, np.full(units, 1 / units), RESAMPLES) / units
+    return np.einsum("rs,su,ru->r", rows, values, columns, optimize=True)

@@ -11,6 +11,7 @@ import numpy as np
 from nnunet_adpfl.experiments.comparison import statistics
 from nnunet_adpfl.experiments.comparison.methods import PUBLIC
 
+_GUARANTEES = ("none", "formal_given_plan", "formal")  # the weakest of several holds
 METRICS = ("dice", "hd95_mm", "nsd")
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # method -> content of result.json of each seed
 
@@ -33,7 +34,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     for name, row in found["methods"].items():
         dice = row["dice"]
         cells = [
-            name, _text(dice["mean"]), _text(dice["std_seeds"], 4), _text(dice["std_cases"]),
+            name, _text(dice["mean"]), _text(dice["std_seeds"], 4), _text(dice["std_units"]),
             _text(row["hd95_mm"]["mean"], 2), _text(row["nsd"]["mean"]), _text(row["rounds_to_90"], 1),
             _text(row["last_rounds_std"], 4), _text(row["epsilon"], 2), row["guarantee"],
         ]  # fmt: skip
@@ -43,6 +44,11 @@ def markdown(found: Mapping[str, Any]) -> str:
             f"{gap['share']:.0%} closed (95 % interval {gap['ci95'][0]:.0%} to {gap['ci95'][1]:.0%})"
         )  # fmt: skip
         lines.append(f"\n{kind}: gap {gap['gap']:.4f} ({gap['gap_ci95'][0]:.4f} to {gap['gap_ci95'][1]:.4f}), {share}.")
+    total = found.get("all_runs_on_these_patients")
+    if total:
+        epsilon = "no bound (a run without privacy is among them)" if total["epsilon"] is None else f"epsilon {total['epsilon']:.3g}"
+        lines.append(f"\nThe epsilons are of one run each. All {total['runs']} runs ever made on these patients together: {epsilon}.")
+    lines.append("\nFigures about held-out patients: not for release.")
     return "\n".join(lines) + "\n"
 
 
@@ -51,8 +57,8 @@ def _method(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {
         metric: statistics.spread({seed: result["mean"][metric] for seed, result in by_seed.items()}) for metric in METRICS
     }
-    cases = [fmean(values) for values in zip(*(result["dice_of_cases"].values() for result in results), strict=True)]
-    row["dice"]["std_cases"] = float(np.std(cases, ddof=1)) if len(cases) > 1 else None
+    units = [fmean(values) for values in zip(*(result["dice_of_units"].values() for result in results), strict=True)]
+    row["dice"]["std_units"] = float(np.std(units, ddof=1)) if len(units) > 1 else None
     for part in ("sites", "classes"):
         names = list(results[0][part])
         row[part] = {
@@ -69,7 +75,7 @@ def _method(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "rounds_to_90": fmean(known) if (known := [number for number in reached if number is not None]) else None,
         "last_rounds_std": fmean(told) if (told := [value for value in deviations if value is not None]) else None,
         "epsilon": None if None in epsilons else max(epsilons),
-        "guarantee": results[0]["guarantee"],
+        "guarantee": min((result["guarantee"] for result in results), key=_GUARANTEES.index),
         "tuned": results[0]["tuned"],
     }
 
@@ -88,16 +94,16 @@ def _gaps(runs: Runs) -> dict[str, Any]:
 
 
 def _gap(runs: Runs, lower: str, upper: str, method: str) -> dict[str, Any]:
-    tables = _same_seeds_and_cases([runs[name] for name in (lower, upper, method)])
+    tables = _same_seeds_and_units([runs[name] for name in (lower, upper, method)])
     return {**statistics.gap_closed(*tables), "of": [lower, upper, method]}
 
 
-def _same_seeds_and_cases(groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[np.ndarray]:
-    """Dice of the seeds and cases that all groups have, (seeds, cases) each."""
-    by_seed = [{int(result["seed"]): result["dice_of_cases"] for result in group} for group in groups]
+def _same_seeds_and_units(groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[np.ndarray]:
+    """Dice of the seeds and units that all groups have, (seeds, units) each."""
+    by_seed = [{int(result["seed"]): result["dice_of_units"] for result in group} for group in groups]
     seeds = sorted(set.intersection(*(set(known) for known in by_seed)))
-    cases = sorted(set.intersection(*(set(known[seed]) for known in by_seed for seed in seeds)))
-    return [np.array([[known[seed][case] for case in cases] for seed in seeds]) for known in by_seed]
+    units = sorted(set.intersection(*(set(known[seed]) for known in by_seed for seed in seeds)))
+    return [np.array([[known[seed][unit] for unit in units] for seed in seeds]) for known in by_seed]
 
 
 def _stability(runs: Runs) -> dict[str, Any]:

@@ -66,19 +66,19 @@ def save(path: Path, tried_on: str, scores: Mapping[str, Sequence[tuple[Mapping[
     tried = {
         name: [{"settings": dict(settings), "dice": list(dice)} for settings, dice in entries] for name, entries in scores.items()
     }
-    atomic_files.write_json(path, {"tuned_on": tried_on, "chosen": chosen, "tried": tried})
+    atomic_files.write_json(path, {"tuned_on": tried_on, "for_release": False, "chosen": chosen, "tried": tried})
     return chosen
 
 
-def load(path: Path) -> dict[str, dict[str, Any]]:
-    """Method -> settings, of an earlier tuning. InputError when the file is missing or is something else."""
+def load(path: Path) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Data set, and method -> settings, of an earlier tuning. InputError when the file is missing or is something else."""
     try:
         content = json_files.load(path)
-        chosen: dict[str, dict[str, Any]] = content["chosen"]
+        tuned_on, chosen = str(content["tuned_on"]), content["chosen"]
         if not all(isinstance(settings, dict) for settings in chosen.values()):
             raise TypeError("chosen")
     except OSError as error:
         raise InputError(f"--tuning {path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"--tuning {path} is not the {FILE_NAME} of a comparison") from None
-    return chosen
+    return tuned_on, chosen
