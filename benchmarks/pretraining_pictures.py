@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 
 from nnunet_adpfl.nnunet_compat.patch_format import PatchFormat
-from nnunet_adpfl.pretraining.generated_patches import GeneratedPatches
+from nnunet_adpfl.procedural.generated_patches import GeneratedPatches
 
 mpl.use("Agg")
 from matplotlib import pyplot

@@ -67,7 +67,9 @@ def run_site_round(task: RoundTask, site: Site) -> SiteUpdate:
         return stored
     _receive(task.weights, site)
     model = site.model
-    training = PrivateTraining(site.mechanism, model.engine, model.trained, site.loader, site.randomness, model.masks)
+    training = PrivateTraining(
+        site.mechanism, model.engine, model.trained, site.loader, site.randomness, model.masks, model.subspace
+    )
     local = _local_layers(site)
     if local and task.round:
         local_layers.put_in_(site.folder, task.round, local)

@@ -18,8 +18,8 @@ from nnunet_adpfl import atomic_files, folders, json_files, progress
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.nnunet_compat import training as stock
 from nnunet_adpfl.nnunet_compat.patch_format import PatchFormat, patch_format
-from nnunet_adpfl.pretraining.generated_patches import FRESH, GeneratedPatches
 from nnunet_adpfl.pretraining.overlap import HardDice
+from nnunet_adpfl.procedural.generated_patches import FRESH, GeneratedPatches
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers import run_manifest
 from nnunet_adpfl.trainers.device import chosen_device

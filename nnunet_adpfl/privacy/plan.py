@@ -127,6 +127,21 @@ class Trainable(_Section):
         return self
 
 
+class Projection(_Section):
+    """Projection of the noisy update onto the span of gradients on generated images (post-processing; no patient in it)."""
+
+    dimensions: Annotated[int, Field(ge=0)] = 0  # of the subspace; 0: off
+    public_gradients: Annotated[int, Field(ge=1)] = 200  # from which its directions are found
+    public_batch: Annotated[int, Field(ge=1)] = 4  # generated patches of each
+    refresh_steps: Annotated[int, Field(ge=1)] = 50  # after so many steps they are found anew, at the weights of then
+
+    @model_validator(mode="after")
+    def _enough_gradients(self) -> Projection:
+        if self.dimensions > self.public_gradients:
+            raise ValueError("dimensions cannot exceed public_gradients: they span no more")
+        return self
+
+
 class InitialWeights(_Section):
     """Where training starts (rule 16): random from ``seed``, or a file declared public by its sha256."""
 
@@ -188,6 +203,7 @@ class PrivacyPlan(_Section):
     oversample_foreground: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.33
     optimizer: Optimizer = Optimizer()
     trainable: Trainable = Trainable()
+    projection: Projection = Projection()
     initial_weights: InitialWeights = InitialWeights()
     rounds: Rounds = Rounds()
     update_filter: UpdateFilter = UpdateFilter()
@@ -218,6 +234,8 @@ class PrivacyPlan(_Section):
             raise ValueError("update_filter gives no guarantee and is for runs without clip and noise (clipping.method none)")
         if self.update_filter.kind != "none" and self.rounds.strategy in ("fedbn", "local"):
             raise ValueError("update_filter needs a strategy without layers of each site's own (not fedbn or local)")
+        if self.projection.dimensions and (self.trainable.masks or (self.optimizer.name, self.optimizer.adam_correction) == ("adam", True)):
+            raise ValueError("projection does not fit trainable.random_mask, trainable.phases or optimizer.adam_correction")
         if self.trainable.masks and self.engine == "fused":
             raise ValueError("trainable.random_mask and trainable.phases need engine loop (or auto)")
         if self.is_data_driven:

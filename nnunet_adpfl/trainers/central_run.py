@@ -47,7 +47,7 @@ class CentralRun:
         self._mechanism = mechanisms.make(folder.prepared.plan, folder.prepared.fold.name)
         self.training = PrivateTraining(
             self._mechanism, model.engine, model.trained, loader,
-            randomness or SecretRandomness(self._mechanism.plan.noise_source), model.masks,
+            randomness or SecretRandomness(self._mechanism.plan.noise_source), model.masks, model.subspace,
         )  # fmt: skip
         if folder.prepared.plan.optimizer.averages_weights:
             self.training.average = {name: parameter.detach().clone() for name, parameter in model.trained.items()}

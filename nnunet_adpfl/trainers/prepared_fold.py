@@ -111,7 +111,7 @@ def load(
 def variant(
     plan: PrivacyPlan, trainer: str, local_steps: int | None = None, strategy: str | None = None
 ) -> PrivacyPlan:
-    """The privacy plan as a trainer uses it: DP clips at a fixed norm with constant noise, NP does neither.
+    """The privacy plan as a trainer uses it: DP clips at a fixed norm with constant noise that is used as it is, NP does neither.
 
     NP has a learning rate of its own, because its gradients are not divided by the clip norm.
     """
@@ -119,6 +119,8 @@ def variant(
     content = plan.model_dump(mode="json")
     if trainer != "nnUNetTrainerNP":
         content["update_filter"] = {}
+    if trainer != "nnUNetTrainerADP":
+        content["projection"] = {}
     if trainer == "nnUNetTrainerDP":
         content |= {"noise_decay": {}, "adaptation": {}, "noise_multiplier": None}
         content["clipping"]["method"] = "fixed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,15 +13,18 @@ from torch import nn
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.nnunet_compat import training as stock
+from nnunet_adpfl.nnunet_compat.patch_format import patch_format
 from nnunet_adpfl.privacy.gradients import choice
 from nnunet_adpfl.privacy.gradients.choice import EngineChoice
 from nnunet_adpfl.privacy.gradients.interface import GradientEngine, UnitPatches
 from nnunet_adpfl.privacy.gradients.loop import LoopEngine, Loss
 from nnunet_adpfl.privacy.plan import InitialWeights, PrivacyPlan
+from nnunet_adpfl.procedural.generated_patches import SUBSPACE, GeneratedPatches
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers import public_weights
 from nnunet_adpfl.trainers.masks import Masks
 from nnunet_adpfl.trainers.parameters import select_trained, weights_digest
+from nnunet_adpfl.trainers.public_subspace import PublicBatches, PublicSubspace
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -43,6 +47,7 @@ class PrivateModel:
         engine_choice: which one it is, and why; kept with the run.
         initial_digest: sha256 of the weights it was built with.
         masks: coordinates and engine of every step, where the privacy plan declares masks.
+        subspace: what noisy updates are projected onto, where the privacy plan says so.
     """
 
     network: nn.Module
@@ -52,6 +57,7 @@ class PrivateModel:
     engine_choice: EngineChoice
     initial_digest: str
     masks: Masks | None = None
+    subspace: PublicSubspace | None = None
 
 
 def build(trainer: nnUNetTrainer, plan: PrivacyPlan, engine_choice: EngineChoice | None = None) -> PrivateModel:
@@ -95,7 +101,21 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan, engine_choice: EngineChoice
     masks = None
     if plan.trainable.masks:
         masks = Masks(plan, trained, lambda kept: LoopEngine(network, loss, trained, autocast=autocast, coordinates=kept))
-    return PrivateModel(network, loss, trained, engine, chosen, weights_digest(network), masks)
+    subspace = None
+    if plan.projection.dimensions:
+        subspace = PublicSubspace(plan.projection, network, loss, trained, _public_batches(trainer, plan.seed))
+    return PrivateModel(network, loss, trained, engine, chosen, weights_digest(network), masks, subspace)
+
+
+def _public_batches(trainer: nnUNetTrainer, seed: int) -> PublicBatches:
+    patches = GeneratedPatches(patch_format(trainer), sys.maxsize, seed, SUBSPACE)
+
+    def draw(number: int, size: int) -> stock.Patches:
+        images, targets = zip(*(patches[number * size + index] for index in range(size)), strict=True)
+        scales = zip(*targets, strict=True)
+        return torch.stack(images).to(trainer.device), [torch.stack(scale).to(trainer.device) for scale in scales]
+
+    return draw
 
 
 def choose_memory_format(network: nn.Module, device: torch.device) -> None:

@@ -19,6 +19,7 @@ from nnunet_adpfl.trainers import post_processing
 from nnunet_adpfl.trainers.corrected_adam import CorrectedAdam
 from nnunet_adpfl.trainers.masks import Masks
 from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnitRequest
+from nnunet_adpfl.trainers.public_subspace import PublicSubspace
 
 
 @dataclass
@@ -56,6 +57,7 @@ class PrivateTraining:
         loader: patches of drawn units.
         randomness: secret; tests inject their own.
         masks: where the privacy plan trains only some coordinates in a step; its engines are used then.
+        subspace: where the privacy plan projects noisy updates.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class PrivateTraining:
         loader: PatientLoader,
         randomness: Randomness,
         masks: Masks | None = None,
+        subspace: PublicSubspace | None = None,
     ) -> None:
         self.mechanism = mechanism
         self.trained = dict(trained)
@@ -73,6 +76,7 @@ class PrivateTraining:
         self.average: dict[str, torch.Tensor] | None = None
         self._engine = engine
         self._masks = masks
+        self._subspace = subspace
         self._loader = loader
         self._randomness = randomness
 
@@ -98,6 +102,8 @@ class PrivateTraining:
         ]
         patches = self._loader.stream(requests)
         anchor = self._proximal_anchor(site)
+        if self._subspace is not None:
+            self._subspace.prepare(first_step)
         rule = mechanism.clip_rule(clip_norm)
         outcome = BlockOutcome(None, 0.0, 0.0)
         for step, group in zip(block, drawn, strict=True):
@@ -116,6 +122,8 @@ class PrivateTraining:
     def _apply(self, update: NoisyUpdate, step: int, anchor: Mapping[str, torch.Tensor]) -> None:
         plan = self.mechanism.plan
         settings = plan.optimizer
+        if self._subspace is not None:
+            self._subspace.project_(update.gradient)
         post_processing.keep_largest_(update.gradient, settings.keep_fraction)
         kept = self._masks.coordinates_at(step) if self._masks else dict.fromkeys(self.trained)
         before = {name: self.trained[name].detach().clone() for name, indices in kept.items() if indices is not None}

@@ -130,7 +130,7 @@ def test_rule_11_a_central_run_is_counted_at_every_site_that_trains(workspace: W
     found = compare(settings(workspace, methods=("central-adp",)))
     for site in ("site-a", "site-b"):
         lines = workspaces.read_lines(workspace.preprocessed / "sites" / site / "privacy_odometer.jsonl")
-        spent = [line["line"] if "line" in line else line for line in lines]
+        spent = [line.get("line", line) for line in lines]
         assert sum(entry.get("steps", 0) for entry in spent if entry.get("event") == "poisson_gaussian") == 6
     assert found["all_runs_on_these_patients"]["runs"] == 1
     assert 0 < found["all_runs_on_these_patients"]["epsilon"] <= 8

@@ -12,9 +12,9 @@ from workspace import CONFIGURATION, PLANS, Workspace, read
 
 from nnunet_adpfl.nnunet_compat.patch_format import PatchFormat, patch_format
 from nnunet_adpfl.nnunet_compat.training import PlannedTrainer, build_loss, build_network, random_batch
-from nnunet_adpfl.pretraining import families
-from nnunet_adpfl.pretraining.fields import Space, smooth_noise
-from nnunet_adpfl.pretraining.generated_patches import FRESH, GeneratedPatches
+from nnunet_adpfl.procedural import families
+from nnunet_adpfl.procedural.fields import Space, smooth_noise
+from nnunet_adpfl.procedural.generated_patches import FRESH, GeneratedPatches
 
 FLAT = PatchFormat((48, 64), (1.0, 1.0), 3, (1, 2), None, ((1.0, 1.0), (0.5, 0.5)))
 THIN = PatchFormat((6, 48, 40), (6.0, 0.8, 0.8), 2, (1, 2, 3), ((1, 2, 3), (2, 3), 3), ((1.0, 1.0, 1.0), (1.0, 0.5, 0.5)))

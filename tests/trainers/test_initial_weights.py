@@ -13,7 +13,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from workspace import Workspace, assert_equal, read_lines, steps_paid, weights
 
 from nnunet_adpfl.errors import AdpflError, InputError, PrivacyRefusedError
-from nnunet_adpfl.federation.privacy_planning import _declared_public
+from nnunet_adpfl.federation.privacy_planning import declared_public
 from nnunet_adpfl.trainers.nnUNetTrainerADP import nnUNetTrainerADP
 
 StockTrainer = Callable[..., nnUNetTrainerADP]
@@ -225,9 +225,9 @@ def test_rule_15_a_checkpoint_is_read_without_executing_anything(workspace: Work
 
 
 def test_rule_16_planning_declares_the_file_with_its_digest(workspace: Workspace, public: Path) -> None:
-    assert _declared_public(public) == {"kind": "public", "file": str(public), "sha256": sha256(public)}
+    assert declared_public(public) == {"kind": "public", "file": str(public), "sha256": sha256(public)}
     with pytest.raises(InputError, match="cannot be read"):
-        _declared_public(workspace.base / "gone.pth")
+        declared_public(workspace.base / "gone.pth")
 
 
 def test_rule_16_the_checkpoint_of_a_private_run_is_not_public(workspace: Workspace) -> None:

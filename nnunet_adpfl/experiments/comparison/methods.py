@@ -28,6 +28,7 @@ SAME_FOR_ALL = frozenset({
 _PLAIN: dict[str, Any] = {
     "optimizer": {"name": "sgd", "momentum": 0.0, "ema_decay": 0.0, "tail_share": 0.0, "keep_fraction": 1.0},
     "trainable": {"random_mask": 1.0, "phases": []},
+    "projection": {"dimensions": 0},
     "rounds": {"strategy": "fedavg"},
 }
 

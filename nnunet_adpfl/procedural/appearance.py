@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from nnunet_adpfl.pretraining import shapes
-from nnunet_adpfl.pretraining.fields import Field, Space, direction, log_uniform, smooth_noise
-from nnunet_adpfl.pretraining.scenes import Layer, Role, Scene
+from nnunet_adpfl.procedural import shapes
+from nnunet_adpfl.procedural.fields import Field, Space, direction, log_uniform, smooth_noise
+from nnunet_adpfl.procedural.scenes import Layer, Role, Scene
 
 _TEXTURES = 3
 _CONTRASTS = {  # against what is behind, where the contrast of labelled bodies is about 1

@@ -7,11 +7,11 @@ import torch
 from torch.utils.data import Dataset
 
 from nnunet_adpfl.nnunet_compat.patch_format import PatchFormat
-from nnunet_adpfl.pretraining import appearance, families, scenes
-from nnunet_adpfl.pretraining.fields import Space
+from nnunet_adpfl.procedural import appearance, families, scenes
+from nnunet_adpfl.procedural.fields import Space
 
 Patch = tuple[torch.Tensor, list[torch.Tensor]]
-TRAINING, FRESH = 0, 1  # streams of patches that have none in common
+TRAINING, FRESH, SUBSPACE = 0, 1, 2  # streams of patches that have none in common
 
 
 class GeneratedPatches(Dataset[Patch]):

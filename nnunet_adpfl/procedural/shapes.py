@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from nnunet_adpfl.pretraining.fields import Field, Space, direction, log_uniform, smooth_noise
+from nnunet_adpfl.procedural.fields import Field, Space, direction, log_uniform, smooth_noise
 
 _CURVE_POINTS = 12
 

@@ -8,9 +8,9 @@ from enum import Enum
 
 import numpy as np
 
-from nnunet_adpfl.pretraining import shapes
-from nnunet_adpfl.pretraining.families import Family
-from nnunet_adpfl.pretraining.fields import Field, Space, displaced, log_uniform, smooth_noise
+from nnunet_adpfl.procedural import shapes
+from nnunet_adpfl.procedural.families import Family
+from nnunet_adpfl.procedural.fields import Field, Space, displaced, log_uniform, smooth_noise
 
 EMPTY_SHARE = 0.07  # patches without any label, as many patches of real images are
 _RADII = (0.06, 0.38)  # of bodies, in mean sides of the patch

@@ -1,0 +1,1 @@
+"""Labelled images drawn by a program, for any plan: random shapes, contrasts, textures. No patient has a part in them."""

@@ -1,0 +1,108 @@
+"""Keeps of the noisy update what lies in the span of gradients on generated images, where most of the signal is.
+
+The noise of DP-SGD is spread evenly over all d coordinates, the gradients of patients are not: a few hundred directions hold
+nearly all of their mean. Those directions can be found without any patient: by gradients of the same network, at the same
+weights, on labelled images that a program draws (`procedural`). The update, noise included, is projected onto the span of
+their leading directions: of the noise k of d parts remain.
+
+Projection onto a public subspace after the noise is post-processing (Zhou, Wu and Banerjee 2021, algorithm 1, with generated
+images in the place of public data; Yu et al. 2021): the directions depend on the weights, which are private outputs, and on
+the generator alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from nnunet_adpfl.nnunet_compat.training import Patches
+from nnunet_adpfl.privacy.gradients.loop import Loss
+from nnunet_adpfl.privacy.plan import Projection
+
+PublicBatches = Callable[[int, int], Patches]  # (number, patches) -> a batch of generated patches, the same for equal numbers
+
+
+class PublicSubspace:
+    """Leading directions of the network's gradients on generated batches, found anew now and then.
+
+    Args:
+        settings: section of the privacy plan; ``dimensions`` is k.
+        network, loss: as in training.
+        trained: name -> parameter; the directions have their coordinates, in this order.
+        draw: generated batches.
+    """
+
+    def __init__(
+        self, settings: Projection, network: nn.Module, loss: Loss, trained: Mapping[str, nn.Parameter], draw: PublicBatches
+    ) -> None:
+        self._settings = settings
+        self._network, self._loss = network, loss
+        self._trained = dict(trained)
+        self._draw = draw
+        self._found: tuple[int, torch.Tensor] | None = None  # number of the refresh, directions (k, d)
+
+    def prepare(self, first_step: int) -> None:
+        """Find the directions at the network's weights, if a new stretch of the training begins with this step.
+
+        To be called at the start of a block, when the network holds the weights that all sites begin with: they share the
+        directions then.
+        """
+        number = first_step // self._settings.refresh_steps
+        if self._found is None or self._found[0] != number:
+            self._found = number, leading_directions(self._public_gradients(number), self._settings.dimensions)
+
+    def project_(self, gradient: dict[str, torch.Tensor]) -> None:
+        """Replace the noisy gradient by its projection, in place.
+
+        Raises RuntimeError before the first `prepare`.
+        """
+        if self._found is None:
+            raise RuntimeError("prepare the subspace before the first step")
+        directions = self._found[1]
+        flat = torch.cat([gradient[name].flatten().to(directions.dtype) for name in self._trained])
+        projected = directions.T @ (directions @ flat)
+        start = 0
+        for name, parameter in self._trained.items():
+            end = start + parameter.numel()
+            gradient[name] = projected[start:end].view(parameter.shape)
+            start = end
+
+    def _public_gradients(self, number: int) -> torch.Tensor:
+        """Gradients of generated batches, (batches, d), each of norm 1; those that vanish or are not finite are left out."""
+        settings, rows = self._settings, []
+        self._network.train()
+        for index in range(settings.public_gradients):
+            data, target = self._draw(number * settings.public_gradients + index, settings.public_batch)
+            for parameter in self._trained.values():
+                parameter.grad = None
+            with torch.enable_grad():
+                loss = self._loss(self._network(data), target)
+            torch.autograd.backward(loss)
+            row = torch.cat([_gradient(parameter).flatten() for parameter in self._trained.values()])
+            norm = torch.linalg.vector_norm(row)
+            if bool(torch.isfinite(norm)) and float(norm) > 0:
+                rows.append(row / norm)
+        for parameter in self._trained.values():
+            parameter.grad = None
+        width = sum(parameter.numel() for parameter in self._trained.values())
+        return torch.stack(rows) if rows else torch.zeros((0, width))
+
+
+def leading_directions(rows: torch.Tensor, dimensions: int) -> torch.Tensor:
+    """Orthonormal directions (at most ``dimensions``, d) that hold the most of the rows' squares; fewer where the rows span fewer.
+
+    By way of the rows' inner products, which are a small matrix; in float64 there, because its condition is that of the
+    rows squared.
+    """
+    products = (rows @ rows.T).double()
+    values, vectors = torch.linalg.eigh(products)
+    kept = values.flip(0)[:dimensions] > 1e-6 * max(float(values.max()) if len(values) else 0.0, 1e-30)
+    values, vectors = values.flip(0)[:dimensions][kept], vectors.flip(1)[:, :dimensions][:, kept]
+    directions = (vectors / values.sqrt()).T.to(rows.dtype) @ rows
+    return directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
