@@ -1,8 +1,8 @@
 """What is compared: each method is the data set's privacy plan with some fields changed, and a way to train.
 
 DP-FL is DP-SGD as it is usually run: fixed clip norm, constant noise, SGD, plain FedAvg, the last weights. NP-FL is the same
-without clip and noise. ADP-FL is the privacy plan as it stands. All share splits, start, steps, sampling rate, patches and
-network; each has its own grid of settings, tried on other patients (tuning.py).
+without clip and noise, with momentum where that is better. ADP-FL is the privacy plan as it stands. All share splits, start,
+steps, sampling rate, patches and network; each has its own grid of settings, tried on other patients (tuning.py).
 """
 
 from __future__ import annotations
@@ -65,19 +65,20 @@ class Method:
         return replace(self, name=f"{self.name}@{PUBLIC}", start=PUBLIC)
 
 
-_NP_GRID = {"optimizer.learning_rate_non_private": (0.1, 0.3, 1.0, 3.0)}
+_NP_GRID = {"optimizer.learning_rate_non_private": RATES, "optimizer.momentum": (0.0, 0.9)}
 _ADP_GRID = {"optimizer.learning_rate": RATES}
 _DP_GRID = {"optimizer.learning_rate": RATES, "clipping.clip_norm": CLIP_NORMS}
 _SVT_GRID = {**_NP_GRID, "update_filter.gamma": (1e-4, 1e-3, 1e-2)}
 _FILTERED = {**_PLAIN, "clipping": {"method": "none"}}
-_LOCAL = {**_PLAIN, "rounds": {"strategy": "local"}}
+_NP = {**_PLAIN, "rounds": {"strategy": "fedavg", "optimizer_state": "kept"}}  # momentum as nnU-Net has it, if it helps
+_LOCAL = {**_NP, "rounds": {"strategy": "local", "optimizer_state": "kept"}}
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("local", "nnUNetTrainerNP", changes=_LOCAL, grid=_NP_GRID),
-        Method("central", "nnUNetTrainerNP", "central", _PLAIN, _NP_GRID),
-        Method("np-fl", "nnUNetTrainerNP", changes=_PLAIN, grid=_NP_GRID),
+        Method("central", "nnUNetTrainerNP", "central", _NP, _NP_GRID),
+        Method("np-fl", "nnUNetTrainerNP", changes=_NP, grid=_NP_GRID),
         Method("dp-fl", "nnUNetTrainerDP", changes=_PLAIN, grid=_DP_GRID),
         Method("adp-fl", "nnUNetTrainerADP", grid=_ADP_GRID),
         Method("local-adp", "nnUNetTrainerADP", changes={"rounds": {"strategy": "local"}}, grid=_ADP_GRID),
