@@ -128,7 +128,7 @@ class Trainable(_Section):
 
 
 class Projection(_Section):
-    """Projection of the noisy update onto the span of gradients on generated images (post-processing; no patient in it)."""
+    """Projection of every unit's gradient, before the clip, onto the span of gradients on generated images."""
 
     dimensions: Annotated[int, Field(ge=0)] = 0  # of the subspace; 0: off
     public_gradients: Annotated[int, Field(ge=1)] = 200  # from which its directions are found
@@ -236,6 +236,8 @@ class PrivacyPlan(_Section):
             raise ValueError("update_filter needs a strategy without layers of each site's own (not fedbn or local)")
         if self.projection.dimensions and (self.trainable.masks or (self.optimizer.name, self.optimizer.adam_correction) == ("adam", True)):
             raise ValueError("projection does not fit trainable.random_mask, trainable.phases or optimizer.adam_correction")
+        if self.projection.dimensions and self.engine == "fused":
+            raise ValueError("projection needs engine loop (or auto)")
         if self.trainable.masks and self.engine == "fused":
             raise ValueError("trainable.random_mask and trainable.phases need engine loop (or auto)")
         if self.is_data_driven:

@@ -47,7 +47,7 @@ class PrivateModel:
         engine_choice: which one it is, and why; kept with the run.
         initial_digest: sha256 of the weights it was built with.
         masks: coordinates and engine of every step, where the privacy plan declares masks.
-        subspace: what noisy updates are projected onto, where the privacy plan says so.
+        subspace: what gradients are projected onto before the clip, where the privacy plan says so.
     """
 
     network: nn.Module
@@ -94,7 +94,7 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan, engine_choice: EngineChoice
 
     autocast = trainer.device.type == "cuda"
     engine, chosen = choice.choose(
-        "loop" if plan.trainable.masks else plan.engine, network, loss, trained,
+        "loop" if plan.trainable.masks or plan.projection.dimensions else plan.engine, network, loss, trained,
         draw=draw, most_patches=batch_size, autocast=autocast,
         invert_activations=plan.invert_activations, earlier=engine_choice,
     )  # fmt: skip
@@ -104,6 +104,7 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan, engine_choice: EngineChoice
     subspace = None
     if plan.projection.dimensions:
         subspace = PublicSubspace(plan.projection, network, loss, trained, _public_batches(trainer, plan.seed))
+        engine = LoopEngine(network, loss, trained, autocast=autocast, directions=subspace)
     return PrivateModel(network, loss, trained, engine, chosen, weights_digest(network), masks, subspace)
 
 

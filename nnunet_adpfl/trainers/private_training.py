@@ -11,7 +11,7 @@ from itertools import islice
 import torch
 from torch import nn
 
-from nnunet_adpfl.privacy.gradients.interface import GradientEngine
+from nnunet_adpfl.privacy.gradients.interface import PROJECTED, GradientEngine
 from nnunet_adpfl.privacy.mechanism import ALL_SITES, Mechanism, NoisyUpdate, Permit
 from nnunet_adpfl.privacy.noise import Randomness
 from nnunet_adpfl.trainers import masks as declared_masks
@@ -57,7 +57,7 @@ class PrivateTraining:
         loader: patches of drawn units.
         randomness: secret; tests inject their own.
         masks: where the privacy plan trains only some coordinates in a step; its engines are used then.
-        subspace: where the privacy plan projects noisy updates.
+        subspace: where the privacy plan trains in a subspace; the engine's sums are coefficients in it then.
     """
 
     def __init__(
@@ -122,12 +122,11 @@ class PrivateTraining:
     def _apply(self, update: NoisyUpdate, step: int, anchor: Mapping[str, torch.Tensor]) -> None:
         plan = self.mechanism.plan
         settings = plan.optimizer
-        if self._subspace is not None:
-            self._subspace.project_(update.gradient)
-        post_processing.keep_largest_(update.gradient, settings.keep_fraction)
+        gradients = update.gradient if self._subspace is None else self._subspace.spread(update.gradient[PROJECTED])
+        post_processing.keep_largest_(gradients, settings.keep_fraction)
         kept = self._masks.coordinates_at(step) if self._masks else dict.fromkeys(self.trained)
         before = {name: self.trained[name].detach().clone() for name, indices in kept.items() if indices is not None}
-        for name, gradient in update.gradient.items():
+        for name, gradient in gradients.items():
             parameter = self.trained[name]
             parameter.grad = post_processing.laid_out_like(declared_masks.spread(gradient, parameter, kept[name]), parameter)
             if name in anchor:

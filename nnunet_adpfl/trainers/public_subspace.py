@@ -1,22 +1,23 @@
-"""Keeps of the noisy update what lies in the span of gradients on generated images, where most of the signal is.
+"""Trains in the span of gradients on generated images, where most of the signal is and little of the noise.
 
 The noise of DP-SGD is spread evenly over all d coordinates, the gradients of patients are not: a few hundred directions hold
 nearly all of their mean. Those directions can be found without any patient: by gradients of the same network, at the same
-weights, on labelled images that a program draws (`procedural`). The update, noise included, is projected onto the span of
-their leading directions: of the noise k of d parts remain.
+weights, on labelled images that a program draws (`procedural`). Each patient's gradient is described by its k coefficients
+along them; these are clipped, summed and noised, so that k numbers get noise instead of d.
 
-Projection onto a public subspace after the noise is post-processing (Zhou, Wu and Banerjee 2021, algorithm 1, with generated
-images in the place of public data; Yu et al. 2021): the directions depend on the weights, which are private outputs, and on
-the generator alone.
+The directions depend on the weights, which are private outputs, and on the generator alone: for the mechanism they are
+declared like a mask (design section 5, rule 4). After Zhou, Wu and Banerjee 2021 (who project after the noise) and Yu et al.
+2021 (who clip and add noise in the subspace), with generated images in the place of public data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
+from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.nnunet_compat.training import Patches
 from nnunet_adpfl.privacy.gradients.loop import Loss
 from nnunet_adpfl.privacy.plan import Projection
@@ -47,27 +48,37 @@ class PublicSubspace:
         """Find the directions at the network's weights, if a new stretch of the training begins with this step.
 
         To be called at the start of a block, when the network holds the weights that all sites begin with: they share the
-        directions then.
+        directions then. Raises InputError where generated images give no gradient.
         """
         number = first_step // self._settings.refresh_steps
         if self._found is None or self._found[0] != number:
-            self._found = number, leading_directions(self._public_gradients(number), self._settings.dimensions)
+            directions = leading_directions(self._public_gradients(number), self._settings.dimensions)
+            if not len(directions):
+                raise InputError("privacy plan: projection: generated images give the network no gradient; set projection.dimensions to 0")
+            self._found = number, directions
 
-    def project_(self, gradient: dict[str, torch.Tensor]) -> None:
-        """Replace the noisy gradient by its projection, in place.
+    @property
+    def count(self) -> int:
+        return len(self._directions)
 
-        Raises RuntimeError before the first `prepare`.
-        """
-        if self._found is None:
-            raise RuntimeError("prepare the subspace before the first step")
-        directions = self._found[1]
-        flat = torch.cat([gradient[name].flatten().to(directions.dtype) for name in self._trained])
-        projected = directions.T @ (directions @ flat)
-        start = 0
+    def coefficients(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Coefficients (k) of a gradient, given as the tensors of all trained parameters in their order."""
+        return self._directions @ torch.cat([gradient.flatten() for gradient in gradients])
+
+    def spread(self, coefficients: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The update with these coefficients, in the shapes of the parameters."""
+        flat, found, start = coefficients @ self._directions, {}, 0
         for name, parameter in self._trained.items():
             end = start + parameter.numel()
-            gradient[name] = projected[start:end].view(parameter.shape)
+            found[name] = flat[start:end].view(parameter.shape)
             start = end
+        return found
+
+    @property
+    def _directions(self) -> torch.Tensor:
+        if self._found is None:
+            raise RuntimeError("prepare the subspace before the first step")
+        return self._found[1]
 
     def _public_gradients(self, number: int) -> torch.Tensor:
         """Gradients of generated batches, (batches, d), each of norm 1; those that vanish or are not finite are left out."""

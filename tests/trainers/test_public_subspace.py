@@ -1,7 +1,8 @@
-"""Projection of the noisy update: onto the right span, after the noise, from no patient."""
+"""Training in a public subspace: the right span, clip and noise of the coefficients, no patient in the directions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from workspace import Workspace, assert_equal, ledgers, steps_paid, weights
 
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy import plan as privacy_plans
+from nnunet_adpfl.privacy.clipping import NormClip
+from nnunet_adpfl.privacy.gradients.interface import PROJECTED, ClippedSum, UnitPatches
+from nnunet_adpfl.privacy.gradients.loop import LoopEngine
+from nnunet_adpfl.privacy.mechanism import Mechanism
 from nnunet_adpfl.privacy.plan import Projection
 from nnunet_adpfl.trainers import prepared_fold
 from nnunet_adpfl.trainers.private_training import PrivateTraining
@@ -57,38 +62,57 @@ def subspace(dimensions: int = 2) -> tuple[PublicSubspace, dict[str, nn.Paramete
     return PublicSubspace(chosen, network, loss, trained, draw), trained, drawn
 
 
-def noise(trained: dict[str, nn.Parameter], seed: int = 0) -> dict[str, torch.Tensor]:
+def tensors(trained: dict[str, nn.Parameter], seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(p.shape, generator=generator) for name, p in trained.items()}
+    return [torch.randn(p.shape, generator=generator) for p in trained.values()]
 
 
-def flat(gradient: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([value.flatten() for value in gradient.values()])
+def flat(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in gradients])
 
 
 def test_a_projection_keeps_the_span_and_shortens_everything_else() -> None:
     space, trained, _ = subspace(dimensions=4)
     space.prepare(0)
-    gradient = noise(trained)
-    before = flat(gradient)
-    space.project_(gradient)
-    once = flat(gradient)
-    space.project_(gradient)
-    assert torch.allclose(flat(gradient), once, atol=1e-5)  # what lies in the span stays
-    assert once.norm() < before.norm()
-    assert torch.dot(before - once, once) == pytest.approx(0, abs=1e-4)
-    assert {name: value.shape for name, value in gradient.items()} == {name: p.shape for name, p in trained.items()}
+    gradient = tensors(trained)
+    once = space.spread(space.coefficients(gradient))
+    twice = space.spread(space.coefficients(list(once.values())))
+    assert torch.allclose(flat(twice.values()), flat(once.values()), atol=1e-5)  # what lies in the span stays
+    rest = flat(gradient) - flat(once.values())
+    assert torch.dot(rest, flat(once.values())) == pytest.approx(0, abs=1e-4)
+    assert {name: value.shape for name, value in once.items()} == {name: p.shape for name, p in trained.items()}
 
 
-def test_noise_that_remains_is_that_of_k_coordinates() -> None:
-    space, trained, _ = subspace(dimensions=2)
-    space.prepare(0)
-    left = []
-    for seed in range(200):
-        gradient = noise(trained, seed)
-        space.project_(gradient)
-        left.append(float(flat(gradient).square().sum()))
-    assert sum(left) / len(left) == pytest.approx(2, rel=0.25)  # chi-square of two degrees, 200 draws: five deviations
+class Stretched:
+    """Directions that are neither orthonormal nor short."""
+
+    count = 5
+
+    def __init__(self, parameters: int) -> None:
+        self._map = 100 * torch.randn(5, parameters, generator=torch.Generator().manual_seed(1))
+
+    def coefficients(self, gradients: Any) -> torch.Tensor:
+        return self._map @ flat(gradients)
+
+
+@given(seed=st.integers(0, 1000), log_scale=st.floats(-3, 6), clip=st.floats(1e-3, 1e3))
+@settings(max_examples=25, deadline=None)
+def test_rule_03_a_unit_adds_at_most_norm_one_whatever_the_directions_are(seed: int, log_scale: float, clip: float) -> None:
+    torch.manual_seed(0)
+    network = nn.Conv2d(1, 2, 3)
+    trained = dict(network.named_parameters())
+    engine = LoopEngine(
+        network, lambda output, target: ((output - target) ** 2).mean(), trained,  # type: ignore[operator]
+        directions=Stretched(sum(p.numel() for p in trained.values())),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    unit = UnitPatches(10**log_scale * torch.randn(2, 1, 6, 6, generator=generator), torch.zeros(2, 2, 4, 4))
+    total = engine.clipped_sum([unit], NormClip(clip)).total
+    assert list(total) == [PROJECTED]
+    assert total[PROJECTED].shape == (5,)
+    assert float(total[PROJECTED].double().norm()) <= 1 + 1e-6
+    both = engine.clipped_sum([unit, unit], NormClip(clip)).total[PROJECTED]
+    assert torch.allclose(both, 2 * total[PROJECTED], rtol=1e-5)
 
 
 def test_directions_are_found_anew_only_after_the_declared_steps() -> None:
@@ -101,26 +125,30 @@ def test_directions_are_found_anew_only_after_the_declared_steps() -> None:
 def test_before_prepare_nothing_is_projected() -> None:
     space, trained, _ = subspace()
     with pytest.raises(RuntimeError, match="prepare"):
-        space.project_(noise(trained))
+        space.coefficients(tensors(trained))
 
 
-def test_rule_04_what_is_projected_has_its_noise_already(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The projection gets what `Mechanism.release` has put out, and nothing else of a step reaches the weights."""
+def test_rule_04_the_coefficients_get_the_noise_and_nothing_else_reaches_the_weights(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace.edit_plan(projection=ON)
     released: list[torch.Tensor] = []
-    original, release = PublicSubspace.project_, prepared_fold.mechanism.Mechanism.release
+    original, release = PublicSubspace.spread, Mechanism.release
 
-    def watched_release(self: Any, *arguments: Any) -> Any:
-        update = release(self, *arguments)
-        released.append(flat(update.gradient).clone())
+    def watched_release(self: Any, summed: ClippedSum, *arguments: Any) -> Any:
+        before = summed.total[PROJECTED].clone()
+        update = release(self, summed, *arguments)
+        assert list(update.gradient) == [PROJECTED]
+        assert bool((update.gradient[PROJECTED] * self.expected_units(arguments[1]) != before).all())
+        released.append(update.gradient[PROJECTED].clone())
         return update
 
-    def watched(self: PublicSubspace, gradient: dict[str, torch.Tensor]) -> None:
-        assert torch.equal(flat(gradient), released[-1])
-        original(self, gradient)
+    def watched(self: PublicSubspace, coefficients: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert torch.equal(coefficients, released[-1])
+        return original(self, coefficients)
 
-    monkeypatch.setattr(prepared_fold.mechanism.Mechanism, "release", watched_release)
-    monkeypatch.setattr(PublicSubspace, "project_", watched)
+    monkeypatch.setattr(Mechanism, "release", watched_release)
+    monkeypatch.setattr(PublicSubspace, "spread", watched)
     run = workspace.train()
     assert len(released) == 12
     assert {site: steps_paid(lines) for site, lines in ledgers(run).items()} == {"site-a": 6, "site-b": 6}
@@ -168,6 +196,7 @@ def test_only_adp_projects(trainer: str, workspace: Workspace) -> None:
         {"projection": ON, "trainable": {"random_mask": 0.5}},
         {"projection": ON, "optimizer": {"name": "adam"}},
         {"projection": {**ON, "dimensions": 6}},
+        {"projection": ON, "engine": "fused"},
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], workspace: Workspace, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +12,18 @@ from nnunet_adpfl.privacy.clipping import ClipRule
 
 Target = torch.Tensor | list[torch.Tensor]
 Coordinates = Mapping[str, torch.Tensor | None]  # parameter -> flat indices (int64) that are trained; None: all of them
+PROJECTED = "projected"  # name of the one tensor of a sum in a subspace
+
+
+class Directions(Protocol):
+    """A linear map of gradients to fewer numbers that depends on no unit of the step: clip, sum and noise are of these then."""
+
+    @property
+    def count(self) -> int:
+        """How many numbers."""
+
+    def coefficients(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The numbers (count) of a gradient, given as the tensors of all trained parameters in their order."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class ClippedSum:
 
     Attributes:
         total: parameter name -> sum, float32 or float64; zeros where nobody was drawn. Where only some coordinates of a
-            parameter are trained it holds those alone, in one dimension.
+            parameter are trained it holds those alone, in one dimension; in a subspace there is one tensor, `PROJECTED`.
         centred_count: sum over units of (b - 1/2), b = gradient norm below the clip norm.
         non_finite: units whose contribution was zero because it was not finite; a local counter.
         losses: loss of each unit; for the local log of a run only.

@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_adpfl.errors import PrivacyRefusedError
 from nnunet_adpfl.privacy.clipping import ClipRule
-from nnunet_adpfl.privacy.gradients.interface import ClippedSum, Coordinates, Target, UnitPatches
+from nnunet_adpfl.privacy.gradients.interface import PROJECTED, ClippedSum, Coordinates, Directions, Target, UnitPatches
 from nnunet_adpfl.privacy.gradients.precision import half, wide_type
 
 MAX_NORM = 1e30  # beyond it a float32 factor is too coarse to bound the result, so it counts as not finite
@@ -30,6 +30,7 @@ class LoopEngine:
         autocast: bfloat16 forward and backward; clip and sum stay in float32.
         coordinates: what of the trained parameters is trained now; None: all. Norm and sum, and so the noise later, are
             of these alone (design section 5, rule 4).
+        directions: what every gradient is mapped to before its norm is taken; None: nothing.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class LoopEngine:
         *,
         autocast: bool = False,
         coordinates: Coordinates | None = None,
+        directions: Directions | None = None,
     ) -> None:
         self._network = network
         self._loss = loss
@@ -47,8 +49,10 @@ class LoopEngine:
         self._autocast = autocast
         self._coordinates: Coordinates = dict.fromkeys(self._trained) if coordinates is None else dict(coordinates)
 
+        self._directions = directions
+
     def clipped_sum(self, units: Iterable[UnitPatches], rule: ClipRule) -> ClippedSum:
-        result = ClippedSum({name: _zeros(self._trained[name], kept) for name, kept in self._coordinates.items()})
+        result = ClippedSum(self._empty_sum())
         totals = list(result.total.values())
         self._network.train()
         for unit in units:
@@ -78,7 +82,15 @@ class LoopEngine:
                 )
             gradient = parameter.grad.to(wide_type(parameter))
             gradients.append(gradient if kept is None else gradient.flatten()[kept])
+        if self._directions is not None:
+            gradients = [self._directions.coefficients(gradients)]
         return float(loss.detach()), gradients
+
+    def _empty_sum(self) -> dict[str, torch.Tensor]:
+        if self._directions is not None:
+            like = next(iter(self._trained.values()))
+            return {PROJECTED: torch.zeros(self._directions.count, dtype=wide_type(like), device=like.device)}
+        return {name: _zeros(self._trained[name], kept) for name, kept in self._coordinates.items()}
 
     def _clear(self) -> None:
         for parameter in self._trained.values():
