@@ -45,6 +45,7 @@ MASKED_RUNS = "federation/test_masked_runs.py"
 STRATEGIES = "federation/test_strategies.py"
 FILTERS = "federation/test_update_filters.py"
 COMPARISON = "experiments/test_comparison.py"
+SUBSPACE = "trainers/test_public_subspace.py"
 
 
 @dataclass(frozen=True)
@@ -1182,6 +1183,31 @@ MUTANTS = (
         "momentum and weight decay move what rests", 4, "trainers/private_training.py",
         {"            declared_masks.put_back_(self.trained[name], value, kept[name])": "            pass"},
         (f"{MASKED_RUNS}::test_rule_04_coordinates_outside_the_mask_keep_their_values",),
+    ),
+    Mutant(
+        "the whole gradient is clipped but coefficients are summed", 3, "privacy/gradients/loop.py",
+        {
+            "            norm = _norm(gradients)": (
+                "            norm = _norm([p.grad for p in self._trained.values()])"
+            )
+        },
+        (f"{SUBSPACE}::test_rule_03_a_unit_adds_at_most_norm_one_whatever_the_directions_are",),
+    ),
+    Mutant(
+        "the exact sum of the coefficients changes the weights", 4, "trainers/private_training.py",
+        {
+            "            update = mechanism.release(summed, permit, site, step, self._randomness)": (
+                "            exact = {name: value.clone() for name, value in summed.total.items()}\n"
+                "            update = mechanism.release(summed, permit, site, step, self._randomness)\n"
+                "            update.gradient.update({n: v / mechanism.expected_units(site) for n, v in exact.items()})"
+            )
+        },
+        (f"{SUBSPACE}::test_rule_04_the_coefficients_get_the_noise_and_nothing_else_reaches_the_weights",),
+    ),
+    Mutant(
+        "a method of a comparison changes who is protected", 1, "experiments/comparison/methods.py",
+        {"        if section in SAME_FOR_ALL:": "        if False:"},
+        (f"{COMPARISON}::test_wrong_settings_are_refused_before_any_run",),
     ),
     Mutant(
         "a filter passes for privacy", 9, "privacy/plan.py",
