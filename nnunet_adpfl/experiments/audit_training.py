@@ -87,6 +87,8 @@ def full(
     prepared = prepared_fold.load(preprocessed, choices.plans, configuration, fold, choices.trainer)
     steps = min(DEFAULT_STEPS, prepared.plan.steps) if choices.steps is None else choices.steps
     _check(prepared, choices, steps)
+    if prepared.plan.trainable.masks or prepared.plan.projection.dimensions:
+        raise InputError("adpfl audit attacks training of all coordinates: plan without trainable.random_mask, phases and projection")
     plan = audit.with_noise(prepared.plan, choices.noise_multiplier)
     delta = choices.delta if choices.delta is not None else plan.delta
     trainer = CanaryTrainer(prepared.plans, configuration, prepared.dataset_json, chosen_device(choices.device))

@@ -74,6 +74,7 @@ def run_site_round(task: RoundTask, site: Site) -> SiteUpdate:
     if local and task.round:
         local_layers.put_in_(site.folder, task.round, local)
     _restore_optimizer(training, task, site)
+    training.prepare(task.first_step)
     attempt = site_ledger.next_attempt(ledger, task.round)
     permit = site.mechanism.authorise(
         ledger, task.first_step, task.steps, round_index=task.round, attempt=attempt, level=task.noise_level

@@ -236,6 +236,10 @@ class PrivacyPlan(_Section):
             raise ValueError("update_filter needs a strategy without layers of each site's own (not fedbn or local)")
         if self.projection.dimensions and (self.trainable.masks or (self.optimizer.name, self.optimizer.adam_correction) == ("adam", True)):
             raise ValueError("projection does not fit trainable.random_mask, trainable.phases or optimizer.adam_correction")
+        if self.projection.dimensions and self.rounds.strategy in ("fedbn", "local"):
+            raise ValueError("projection shares its directions among sites: it does not fit strategies fedbn and local")
+        if self.optimizer.keep_fraction < 1 and (self.optimizer.name, self.optimizer.adam_correction) == ("adam", True):
+            raise ValueError("optimizer.keep_fraction changes the noise that optimizer.adam_correction takes off: use one of them")
         if self.projection.dimensions and self.engine == "fused":
             raise ValueError("projection needs engine loop (or auto)")
         if self.trainable.masks and self.engine == "fused":

@@ -72,6 +72,7 @@ class CentralRun:
         while state.steps_done < plan.steps and not (self.control and self.control.stopped):
             steps = min(plan.rounds.local_steps, plan.steps - state.steps_done)
             attempt = site_ledger.next_attempt(ledger, state.round)
+            self.training.prepare(state.steps_done)
             try:
                 permit = self._mechanism.authorise(
                     ledger, state.steps_done, steps, round_index=state.round, attempt=attempt,

@@ -54,18 +54,24 @@ def _train_locked(
     run = CentralRun(folder, model, loader, state, randomness)
 
     def save() -> None:
-        if observe is not None and not state.finished:  # before the checkpoint: a round that is taken again is looked at again
-            kept = {**dict(model.network.named_parameters()), **(run.average or {})}
-            observe(state.round, {name: value.detach().cpu().numpy() for name, value in kept.items()}, {})
-        folder.save_checkpoint(
+        folder.save_checkpoint(  # first: a block that is lost here is paid for again
             model.network, state, mirroring_axes=planned.inference_allowed_mirroring_axes, average=run.average,
             optimizer_state=run.training.optimizer.state_dict(),
         )  # fmt: skip
+        if not state.finished:
+            show()
+
+    def show() -> None:
+        if observe is not None:
+            kept = {**dict(model.network.named_parameters()), **(run.average or {})}
+            observe(state.round, {name: value.detach().cpu().numpy() for name, value in kept.items()}, {})
 
     try:
         if resumed:
             _restore(run, model, resumed[0], state)
             folder.rewind_rounds(state.round)
+            if state.round:
+                show()  # again, in case it was interrupted between checkpoint and observer
         else:
             folder.save_checkpoint(model.network, state, mirroring_axes=planned.inference_allowed_mirroring_axes)
         run.control = noise_control.make(prepared, model, source, state.control)

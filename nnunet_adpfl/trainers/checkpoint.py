@@ -24,6 +24,7 @@ DATASET_KEYS = (  # of dataset.json: what prediction needs and says nothing abou
     "reference", "overwrite_image_reader_writer",
 )  # fmt: skip
 Checkpoint = dict[str, Any]
+RELEASE_MARK = "adpfl_release"  # key of released checkpoints: weights that patients had a part in are not public ones
 
 
 def make(

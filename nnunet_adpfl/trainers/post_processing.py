@@ -46,10 +46,16 @@ def make_optimizer(settings: Optimizer, trained: dict[str, nn.Parameter]) -> tor
         weight_decay=settings.weight_decay,
         fused=fused,
     )
-    if settings.momentum > 0:  # the same as none yet; a layer that wakes up later has one like the others (fused kernels need that)
-        for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    _start_momentum(optimizer)
     return optimizer
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum of zero where there is none: the same, but a layer that wakes up later has one like the others, which fused
+    kernels need."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum", 0) else ():
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def laid_out_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
@@ -84,6 +90,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any, origin: str)
         for key, value in moments.items():
             if isinstance(value, torch.Tensor) and key not in _SCALARS:
                 moments[key] = laid_out_like(value, parameter)
+    _start_momentum(optimizer)
 
 
 def keep_largest_(gradient: dict[str, torch.Tensor], fraction: float) -> None:

@@ -24,7 +24,7 @@ from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers import public_weights
 from nnunet_adpfl.trainers.masks import Masks
 from nnunet_adpfl.trainers.parameters import select_trained, weights_digest
-from nnunet_adpfl.trainers.public_subspace import PublicBatches, PublicSubspace
+from nnunet_adpfl.trainers.public_subspace import PublicBatches, PublicSubspace, check_memory
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -103,6 +103,7 @@ def build(trainer: nnUNetTrainer, plan: PrivacyPlan, engine_choice: EngineChoice
         masks = Masks(plan, trained, lambda kept: LoopEngine(network, loss, trained, autocast=autocast, coordinates=kept))
     subspace = None
     if plan.projection.dimensions:
+        check_memory(plan.projection, trained)
         subspace = PublicSubspace(plan.projection, network, loss, trained, _public_batches(trainer, plan.seed))
         engine = LoopEngine(network, loss, trained, autocast=autocast, directions=subspace)
     return PrivateModel(network, loss, trained, engine, chosen, weights_digest(network), masks, subspace)
@@ -141,9 +142,9 @@ def _load_declared_weights(network: nn.Module, declared: InitialWeights) -> None
             "weights must be the declared public ones"
         )
     content = checkpoints.load(path, like=network)
-    if "adpfl" in content:
+    if "adpfl" in content or checkpoints.RELEASE_MARK in content:
         raise PrivacyRefusedError(
-            f"privacy plan: {path} is the checkpoint of a private run, whose spending is not composed with this one's; "
-            "initial weights must be public"
+            f"privacy plan: {path} was trained on patients by this plugin (a run or its release), and what that spent is not "
+            "composed with this run; initial weights must be public"
         )
     public_weights.load(network, content["network_weights"], str(path))

@@ -80,6 +80,11 @@ class PrivateTraining:
         self._loader = loader
         self._randomness = randomness
 
+    def prepare(self, first_step: int) -> None:
+        """What a block needs and no patient has a part in; before it is paid for, because it can fail."""
+        if self._subspace is not None:
+            self._subspace.prepare(first_step)
+
     def run_block(
         self,
         permit: Permit,
@@ -102,8 +107,7 @@ class PrivateTraining:
         ]
         patches = self._loader.stream(requests)
         anchor = self._proximal_anchor(site)
-        if self._subspace is not None:
-            self._subspace.prepare(first_step)
+        self.prepare(first_step)
         rule = mechanism.clip_rule(clip_norm)
         outcome = BlockOutcome(None, 0.0, 0.0)
         for step, group in zip(block, drawn, strict=True):

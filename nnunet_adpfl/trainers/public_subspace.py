@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import psutil
 import torch
 from torch import nn
 
@@ -21,6 +22,7 @@ from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.nnunet_compat.training import Patches
 from nnunet_adpfl.privacy.gradients.loop import Loss
 from nnunet_adpfl.privacy.plan import Projection
+from nnunet_adpfl.progress import note
 
 PublicBatches = Callable[[int, int], Patches]  # (number, patches) -> a batch of generated patches, the same for equal numbers
 
@@ -52,9 +54,12 @@ class PublicSubspace:
         """
         number = first_step // self._settings.refresh_steps
         if self._found is None or self._found[0] != number:
+            self._found = None  # its memory is needed
             directions = leading_directions(self._public_gradients(number), self._settings.dimensions)
             if not len(directions):
                 raise InputError("privacy plan: projection: generated images give the network no gradient; set projection.dimensions to 0")
+            if len(directions) < self._settings.dimensions:
+                note(f"projection: generated images give {len(directions)} directions, the privacy plan has {self._settings.dimensions}")
             self._found = number, directions
 
     @property
@@ -82,37 +87,53 @@ class PublicSubspace:
 
     def _public_gradients(self, number: int) -> torch.Tensor:
         """Gradients of generated batches, (batches, d), each of norm 1; those that vanish or are not finite are left out."""
-        settings, rows = self._settings, []
+        settings, like = self._settings, next(iter(self._trained.values()))
+        width = sum(parameter.numel() for parameter in self._trained.values())
+        rows, count = torch.empty((settings.public_gradients, width), device=like.device), 0
         self._network.train()
         for index in range(settings.public_gradients):
             data, target = self._draw(number * settings.public_gradients + index, settings.public_batch)
-            for parameter in self._trained.values():
-                parameter.grad = None
+            self._clear()
             with torch.enable_grad():
                 loss = self._loss(self._network(data), target)
             torch.autograd.backward(loss)
-            row = torch.cat([_gradient(parameter).flatten() for parameter in self._trained.values()])
-            norm = torch.linalg.vector_norm(row)
+            torch.cat([_gradient(parameter).flatten() for parameter in self._trained.values()], out=rows[count])
+            norm = torch.linalg.vector_norm(rows[count])
             if bool(torch.isfinite(norm)) and float(norm) > 0:
-                rows.append(row / norm)
+                rows[count] /= norm
+                count += 1
+        self._clear()
+        return rows[:count]
+
+    def _clear(self) -> None:
         for parameter in self._trained.values():
             parameter.grad = None
-        width = sum(parameter.numel() for parameter in self._trained.values())
-        return torch.stack(rows) if rows else torch.zeros((0, width))
+
+
+def check_memory(settings: Projection, trained: Mapping[str, nn.Parameter]) -> None:
+    """InputError, before anything is paid for, where the directions do not fit into the memory that is free."""
+    width = sum(parameter.numel() for parameter in trained.values())
+    needed = 4 * width * (settings.public_gradients + 2 * settings.dimensions)
+    device = next(iter(trained.values())).device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"privacy plan: projection needs {needed / 2**30:.1f} GiB for {width:,} parameters, {free / 2**30:.1f} are free: take fewer "
+            "projection.public_gradients and dimensions, or a narrower network (--base-features)"
+        )
 
 
 def leading_directions(rows: torch.Tensor, dimensions: int) -> torch.Tensor:
     """Orthonormal directions (at most ``dimensions``, d) that hold the most of the rows' squares; fewer where the rows span fewer.
 
-    By way of the rows' inner products, which are a small matrix; in float64 there, because its condition is that of the
-    rows squared.
+    By way of the rows' inner products, which are a small matrix; then made orthonormal once more, because the condition of
+    that matrix is the rows' squared.
     """
-    products = (rows @ rows.T).double()
-    values, vectors = torch.linalg.eigh(products)
+    values, vectors = torch.linalg.eigh((rows @ rows.T).double())
     kept = values.flip(0)[:dimensions] > 1e-6 * max(float(values.max()) if len(values) else 0.0, 1e-30)
     values, vectors = values.flip(0)[:dimensions][kept], vectors.flip(1)[:, :dimensions][:, kept]
     directions = (vectors / values.sqrt()).T.to(rows.dtype) @ rows
-    return directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+    return torch.linalg.qr(directions.T).Q.T.contiguous()
 
 
 def _gradient(parameter: nn.Parameter) -> torch.Tensor:

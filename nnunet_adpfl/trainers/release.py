@@ -31,7 +31,7 @@ _LEDGER_SECRETS = ("units_digest", "nonce", "plan_hash", "previous", "hash", "to
 _PLAN_SECRETS = ("cohort_digest",)
 CHECKPOINT_KEYS = frozenset({
     "network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema", "current_epoch", "init_args",
-    "trainer_name", "inference_allowed_mirroring_axes",
+    "trainer_name", "inference_allowed_mirroring_axes", checkpoints.RELEASE_MARK,
 })  # fmt: skip
 
 
@@ -166,6 +166,7 @@ def _release_checkpoint(
         "init_args": init_args,
         "trainer_name": RELEASE_TRAINER,
         "inference_allowed_mirroring_axes": content["inference_allowed_mirroring_axes"],
+        checkpoints.RELEASE_MARK: True,
     }
     checkpoints.save(released, model / f"fold_{manifest.fold}" / checkpoints.FINAL)
 

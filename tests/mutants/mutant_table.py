@@ -1142,8 +1142,13 @@ MUTANTS = (
     ),
     Mutant(
         "the checkpoint of a private run counts as public", 16, "trainers/private_model.py",
-        {'    if "adpfl" in content:': "    if False:"},
+        {'    if "adpfl" in content or': "    if"},
         (f"{START}::test_rule_16_the_checkpoint_of_a_private_run_is_not_public",),
+    ),
+    Mutant(
+        "the release of a private run counts as public", 16, "trainers/private_model.py",
+        {" or checkpoints.RELEASE_MARK in content:": ":"},
+        (f"{START}::test_rule_16_a_release_is_not_public_either",),
     ),
     Mutant(
         "another file than the declared one is accepted", 16, "trainers/private_model.py",

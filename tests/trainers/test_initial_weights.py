@@ -15,6 +15,7 @@ from workspace import Workspace, assert_equal, read_lines, steps_paid, weights
 from nnunet_adpfl.errors import AdpflError, InputError, PrivacyRefusedError
 from nnunet_adpfl.federation.privacy_planning import declared_public
 from nnunet_adpfl.trainers.nnUNetTrainerADP import nnUNetTrainerADP
+from nnunet_adpfl.trainers.release import export_run
 
 StockTrainer = Callable[..., nnUNetTrainerADP]
 
@@ -237,6 +238,18 @@ def test_rule_16_the_checkpoint_of_a_private_run_is_not_public(workspace: Worksp
     (run / "checkpoint_final.pth").rename(path)
     run.rename(workspace.base / "first")
     declare(workspace, path)
-    with pytest.raises(PrivacyRefusedError, match="checkpoint of a private run"):
+    with pytest.raises(PrivacyRefusedError, match="trained on patients by this plugin"):
         workspace.train()
     assert not workspace.run().joinpath("run.json").exists()
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerADP", "nnUNetTrainerNP"])
+def test_rule_16_a_release_is_not_public_either(trainer: str, workspace: Workspace) -> None:
+    """It has nnU-Net's own keys, and was trained on patients all the same; without privacy it may hold them by heart."""
+    run = workspace.train(rounds=1, trainer=trainer)
+    export_run(run, workspace.base / "release")
+    (released,) = (workspace.base / "release").glob("*/*/fold_0/checkpoint_final.pth")
+    run.rename(workspace.base / "first")
+    declare(workspace, released)
+    with pytest.raises(PrivacyRefusedError, match="trained on patients by this plugin"):
+        workspace.train()

@@ -157,7 +157,7 @@ def test_rule_12_keys_of_released_files_are_listed(federated: Path, tmp_path: Pa
     export_run(federated, tmp_path / "out")
     model = tmp_path / "out" / MODEL
     checkpoint = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=True)
-    assert set(checkpoint) == CHECKPOINT_KEYS
+    assert set(checkpoint) == {*CHECKPOINT_KEYS, checkpoints.RELEASE_MARK}
     assert checkpoint["optimizer_state"] == {}
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
     assert set(checkpoint["init_args"]) == {"plans", "configuration", "fold", "dataset_json", "device"}

@@ -114,7 +114,7 @@ def _checked(settings: CompareSettings) -> list[Method]:
         for method in chosen:
             known_methods.plan_of(declared, method, {}, 0, InitialWeights())  # refuses fields that no plan has
     if settings.tune_on:
-        tuning.check_other_patients(settings.dataset, settings.tune_on)
+        tuning.check_other_patients(settings.dataset, settings.tune_on, settings.plans)
     return chosen
 
 
@@ -127,7 +127,7 @@ def _tuned(settings: CompareSettings, chosen: Sequence[Method], init: InitialWei
     """Method -> settings: loaded, or tried now; nothing where neither is asked for."""
     if settings.tuning:
         tuned_on, known = tuning.load(settings.tuning)
-        tuning.check_other_patients(settings.dataset, tuned_on)
+        tuning.check_other_patients(settings.dataset, tuned_on, settings.plans)
         return known
     if not settings.tune_on:
         return {}
@@ -149,7 +149,7 @@ def _tuned(settings: CompareSettings, chosen: Sequence[Method], init: InitialWei
     scores: dict[str, list[tuple[Any, list[float]]]] = {}
     for (name, index), tried in sorted(values_of.items()):
         scores.setdefault(name, []).append((tried, dice[name, index]))
-    return tuning.save(folder / tuning.FILE_NAME, settings.tune_on, scores)
+    return tuning.save(folder / tuning.FILE_NAME, folders.dataset_name(settings.tune_on), scores)
 
 
 def _task(

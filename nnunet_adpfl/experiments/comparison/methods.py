@@ -3,6 +3,7 @@
 DP-FL is DP-SGD as it is usually run: fixed clip norm, constant noise, SGD, plain FedAvg, the last weights. NP-FL is the same
 without clip and noise, with momentum where that is better. ADP-FL is the privacy plan as it stands. All share splits, start,
 steps, sampling rate, patches and network; each has its own grid of settings, tried on other patients (tuning.py).
+Variants of the user may also differ in what is paid for or computed; the table shows their epsilon.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ _NP_GRID = {"optimizer.learning_rate_non_private": RATES, "optimizer.momentum": 
 _ADP_GRID = {"optimizer.learning_rate": RATES}
 _DP_GRID = {"optimizer.learning_rate": RATES, "clipping.clip_norm": CLIP_NORMS}
 _SVT_GRID = {**_NP_GRID, "update_filter.gamma": (1e-4, 1e-3, 1e-2)}
-_FILTERED = {**_PLAIN, "clipping": {"method": "none"}}
 _NP = {**_PLAIN, "rounds": {"strategy": "fedavg", "optimizer_state": "kept"}}  # momentum as nnU-Net has it, if it helps
+_FILTERED = {**_NP, "clipping": {"method": "none"}}
 _LOCAL = {**_NP, "rounds": {"strategy": "local", "optimizer_state": "kept"}}
 
 METHODS: dict[str, Method] = {
@@ -81,7 +82,10 @@ METHODS: dict[str, Method] = {
         Method("np-fl", "nnUNetTrainerNP", changes=_NP, grid=_NP_GRID),
         Method("dp-fl", "nnUNetTrainerDP", changes=_PLAIN, grid=_DP_GRID),
         Method("adp-fl", "nnUNetTrainerADP", grid=_ADP_GRID),
-        Method("local-adp", "nnUNetTrainerADP", changes={"rounds": {"strategy": "local"}}, grid=_ADP_GRID),
+        Method(
+            "local-adp", "nnUNetTrainerADP", grid=_ADP_GRID,
+            changes={"rounds": {"strategy": "local"}, "projection": {"dimensions": 0}},  # its directions are shared among sites
+        ),
         Method("paper", "nnUNetTrainerNP", changes={**_FILTERED, "update_filter": {"kind": "paper"}}, grid=_NP_GRID),
         Method("paper-dp", "nnUNetTrainerNP", changes={**_FILTERED, "update_filter": {"kind": "svt"}}, grid=_SVT_GRID),
         Method("central-adp", "nnUNetTrainerADP", "central", grid=_ADP_GRID),

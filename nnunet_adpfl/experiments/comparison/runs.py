@@ -100,6 +100,7 @@ def _settings(task: RunTask, prepared: PreparedFold) -> dict[str, Any]:
     """What a kept result has to agree in: everything that its figures depend on."""
     held_out = hashlib.sha256("\0".join(sorted(prepared.fold.val)).encode()).hexdigest()
     return {
+        "trainer": task.method.trainer, "place": task.method.place,
         "plan_hash": prepared.plan.digest(), "plans": task.plans, "configuration": task.configuration, "fold": task.fold,
         "held_out": held_out, "mirroring": task.mirroring, "tolerance_mm": task.tolerance_mm, "curve_cases": task.curve_cases,
     }  # fmt: skip

@@ -34,13 +34,13 @@ def gap_closed(lower: Scores, upper: Scores, method: Scores, *, seed: int = 0) -
     Args:
         lower, upper, method: Dice of the same seeds and units (patients or lesions).
 
-    Returns ``{"share", "ci95", "gap", "gap_ci95", "seeds", "units"}``; share and ci95 are null where the gap's interval holds
-    0: a share of nothing says nothing.
+    Returns ``{"share", "ci95", "gap", "gap_ci95", "seeds", "units"}``; share and ci95 are null where the gap's interval is
+    not above 0: a share of nothing, or of less, says nothing.
     """
     gaps, gains = upper - lower, method - lower
     gap = _interval(gaps, np.mean, seed)
     found: dict[str, Any] = {"share": None, "ci95": None, "gap": round(gap.value, 4), "gap_ci95": gap.as_dict()["ci95"]}
-    if not gap.low <= 0 <= gap.high:
+    if gap.low > 0:
         means = [_resampled_means(values, seed) for values in (gains, gaps)]
         shares = means[0] / means[1]
         low, high = np.quantile(shares, _TAILS)

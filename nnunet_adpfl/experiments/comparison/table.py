@@ -40,7 +40,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     for kind, gap in found["gap_closed"]["dice"].items():
-        share = "no share: the gap's interval holds 0" if gap["share"] is None else (
+        share = "no share: the gap's interval is not above 0" if gap["share"] is None else (
             f"{gap['share']:.0%} closed (95 % interval {gap['ci95'][0]:.0%} to {gap['ci95'][1]:.0%})"
         )  # fmt: skip
         lines.append(f"\n{kind}: gap {gap['gap']:.4f} ({gap['gap_ci95'][0]:.4f} to {gap['gap_ci95'][1]:.4f}), {share}.")

@@ -28,12 +28,13 @@ def candidates(method: Method) -> list[dict[str, Any]]:
     return [dict(zip(method.grid, chosen, strict=True)) for chosen in values]
 
 
-def check_other_patients(dataset: str, tuning_dataset: str) -> None:
+def check_other_patients(dataset: str, tuning_dataset: str, plans_name: str) -> None:
     """InputError where a case of the compared cohort would be tuned on: by its true label map, whatever it is called.
 
-    Names are no evidence: two made-up cohorts number their patients alike, and one patient may have two names.
+    Names are no evidence: two made-up cohorts number their patients alike, and one patient may have two names. Another
+    scan of the same patient, or another crop, is not noticed.
     """
-    compared, other = (_truths(folders.preprocessed_folder(name)) for name in (dataset, tuning_dataset))
+    compared, other = (_truths(folders.preprocessed_folder(name), plans_name) for name in (dataset, tuning_dataset))
     if both := sorted(set(compared) & set(other)):
         raise InputError(
             f"--tune-on {tuning_dataset}: its case {other[both[0]]} is {compared[both[0]]} of {dataset}; tune on other patients, or "
@@ -41,17 +42,16 @@ def check_other_patients(dataset: str, tuning_dataset: str) -> None:
         )
 
 
-def _truths(preprocessed: Path) -> dict[str, str]:
+def _truths(preprocessed: Path, plans_name: str) -> dict[str, str]:
     """Hash of a case's label map -> case; maps without foreground, which are alike, are left out."""
     cohort = cohorts.load(preprocessed)
     ending = str(json_files.load(preprocessed / "dataset.json")["file_ending"])
-    plans = next(path for path in sorted(preprocessed.glob("*Plans*.json")) if "privacy" not in path.name)
-    reader = LabelReader(json_files.load(plans))
+    reader = LabelReader(json_files.load(preprocessed / f"{plans_name}.json"))
     found = {}
     for case in sorted(cohort.cases):
         labels, _ = reader.labels(preprocessed / "gt_segmentations" / f"{case}{ending}")
         if labels.any():
-            found[hashlib.sha256(labels.astype("int16").tobytes()).hexdigest()] = case
+            found[hashlib.sha256(f"{labels.shape}".encode() + labels.astype("int16").tobytes()).hexdigest()] = case
     return found
 
 
