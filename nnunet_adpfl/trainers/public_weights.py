@@ -26,11 +26,11 @@ def load(network: nn.Module, weights: Mapping[str, torch.Tensor], origin: str) -
     own = {name: value for name, value in state.items() if _HEADS in name}
     found = {name: plain.pop(name) for name in list(plain) if _HEADS in name}
     _check_heads(found, origin)
-    for name, first in checkpoints.first_names(network).items():
-        if name in plain and first in plain and plain[name].shape == plain[first].shape and not torch.equal(plain[name], plain[first]):
-            raise InputError(f"{origin}: tensors {name} and {first} are one in the network, but differ; the file is damaged")
     fits = found.keys() == own.keys() and all(found[name].shape == own[name].shape for name in own)
     checkpoints.load_weights(network, {**plain, **(found if fits else own)}, origin)
+    for name, first in checkpoints.first_names(network).items():
+        if name in plain and first in plain and not torch.equal(plain[name], plain[first]):
+            raise InputError(f"{origin}: tensors {name} and {first} are one in the network, but differ; the file is damaged")
     if not fits:
         note(f"{origin}: its segmentation layers are for other classes than the plan's; they start from random values instead")
 
