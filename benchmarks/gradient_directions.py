@@ -78,7 +78,8 @@ def _gradient_of(model: PrivateModel) -> Gradient:
 
 def _patients(prepared: PreparedFold, trainer: PlannedTrainer, gradient: Gradient, number: int) -> torch.Tensor:
     """One gradient of norm 1 for each training unit, of ``number`` patches, (units, parameters)."""
-    source = PatchSource(trainer, prepared.data_folder, number, prepared.plan.oversample_foreground)
+    plan = prepared.plan
+    source = PatchSource(trainer, prepared.data_folder, number, plan.oversample_foreground, plan.mirroring)
     units = prepared.cases_by_unit()
     keys = {unit: hashlib.sha256(f"{unit}|{number}".encode()).digest()[:16] for unit in units}
     return torch.stack([gradient(source.patches(tuple(cases), keys[unit])) for unit, cases in sorted(units.items())])

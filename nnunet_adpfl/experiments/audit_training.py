@@ -93,7 +93,7 @@ def full(
     delta = choices.delta if choices.delta is not None else plan.delta
     trainer = CanaryTrainer(prepared.plans, configuration, prepared.dataset_json, chosen_device(choices.device))
     model = audit_networks.build(trainer, plan)
-    source = PatchSource(trainer, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground)
+    source = PatchSource(trainer, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring)
     loader = CanaryLoader(source, trainer.device, choices.workers)
     fresh = randomness or (lambda: SecretRandomness(plan.noise_source))
     cases = dict(sorted(prepared.cases_by_unit().items())[: choices.units])

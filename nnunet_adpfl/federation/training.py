@@ -101,9 +101,8 @@ def _train_locked(
         rounds = _rounds_of(folder.path, rounds)
     planned = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, device)
     model = private_model.build(planned, prepared.plan, run_manifest.engine_choice(folder.path) if resumed else None)
-    source = PatchSource(
-        planned, prepared.data_folder, prepared.plan.patches_per_unit, prepared.plan.oversample_foreground
-    )
+    plan = prepared.plan
+    source = PatchSource(planned, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring)
     _check_preprocessed(prepared, source)
     state = resumed[1] if resumed else _begin(folder, model, device, rounds)
     engine = InProcess(folder.path, prepared, model, PatientLoader(source, device, workers), randomness)

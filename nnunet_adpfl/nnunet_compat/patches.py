@@ -28,15 +28,19 @@ class PatchSource:
         folder: preprocessed cases of the configuration.
         patches_per_unit: K, number of patches of one unit and step.
         oversample_foreground: probability of each patch to be centred on foreground, drawn for each patch alone.
+        mirroring: whether the augmentation flips; without it the trainer's ``inference_allowed_mirroring_axes`` are none,
+            as in nnU-Net's own trainers without mirroring.
     """
 
     def __init__(
-        self, trainer: nnUNetTrainer, folder: Path, patches_per_unit: int, oversample_foreground: float
+        self, trainer: nnUNetTrainer, folder: Path, patches_per_unit: int, oversample_foreground: float, mirroring: bool = True
     ) -> None:
         settings = trainer.configuration_manager
         rotation, dummy_2d, initial_size, mirror_axes = (
             trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
+        if not mirroring:
+            mirror_axes = trainer.inference_allowed_mirroring_axes = None
         labels = trainer.label_manager
         transforms = trainer.get_training_transforms(
             settings.patch_size,

@@ -43,7 +43,8 @@ def _train_locked(
     resumed = folder.resume(KIND) if go_on and not folder.is_bare() else None
     planned = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, device)
     model = private_model.build(planned, prepared.plan, run_manifest.engine_choice(folder.path) if resumed else None)
-    source = PatchSource(planned, prepared.data_folder, prepared.plan.patches_per_unit, prepared.plan.oversample_foreground)
+    plan = prepared.plan
+    source = PatchSource(planned, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring)
     if missing := sorted(set(prepared.fold.train) - source.cases):
         raise InputError(f"{prepared.data_folder}: case {missing[0]} is not preprocessed; run `adpfl plan` again")
     state = resumed[1] if resumed else _begin(folder, model, device)

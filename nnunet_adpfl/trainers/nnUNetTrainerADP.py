@@ -101,11 +101,9 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
         with _errors_in_one_line(), run_manifest.locked(self.run_folder.path):
             if not self.was_initialized:
                 self.initialize()
+            plan = self.prepared.plan
             source = PatchSource(
-                self,
-                self.prepared.data_folder,
-                self.prepared.plan.patches_per_unit,
-                self.prepared.plan.oversample_foreground,
+                self, self.prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring
             )
             loader = PatientLoader(source, self.device)
             _leave_cores_to_loader(self.device)

@@ -29,7 +29,7 @@ def make(workspace: Workspace, *, randomness: Randomness | None = None, name: st
     prepared = prepared_fold.load(workspace.preprocessed, PLANS, CONFIGURATION, 0, "nnUNetTrainerADP")
     trainer = PlannedTrainer(prepared.plans, CONFIGURATION, prepared.dataset_json, torch.device("cpu"))
     plan = prepared.plan
-    source = PatchSource(trainer, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground)
+    source = PatchSource(trainer, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring)
     return Site(
         name,
         workspace.base / "run" / "sites" / name,

@@ -16,6 +16,7 @@ from workspace import CONFIGURATION, PLANS, Workspace, ledgers, read, steps_paid
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.nnunet_compat.patches import PatchSource
+from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, UnitPatches
 from nnunet_adpfl.privacy.mechanism import Permit
@@ -317,3 +318,16 @@ def test_number_of_workers_is_nnunets_variable(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("nnUNet_n_proc_DA", "many")
     with pytest.raises(InputError, match="nnUNet_n_proc_DA"):
         default_workers()
+
+
+@pytest.mark.parametrize("mirroring", [True, False])
+def test_without_mirroring_no_patch_and_no_prediction_is_flipped(mirroring: bool, workspace: Workspace) -> None:
+    """As in nnU-Net's own trainers without mirroring: neither in the augmentation nor when the model predicts."""
+    workspace.edit_plan(mirroring=mirroring)
+    prepared = prepared_fold.load(workspace.preprocessed, PLANS, CONFIGURATION, 0, "nnUNetTrainerADP")
+    trainer = PlannedTrainer(prepared.plans, CONFIGURATION, prepared.dataset_json, torch.device("cpu"))
+    source = PatchSource(trainer, prepared.data_folder, 1, 1.0, prepared.plan.mirroring)
+    names = [type(getattr(part, "transform", part)).__name__ for part in source._loader.transforms.transforms]
+    assert ("MirrorTransform" in names) == mirroring
+    axes = torch.load(workspace.train() / "checkpoint_final.pth", weights_only=True)["inference_allowed_mirroring_axes"]
+    assert axes == ((0, 1, 2) if mirroring else None)
