@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
-import torch
 from pydantic import ValidationError
 from torch import nn
 from workspace import PLANS, Workspace, read
 
-from nnunet_adpfl.errors import InputError, PrivacyRefusedError
+from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation.planning import public_plans
 from nnunet_adpfl.federation.raw_cases import load as load_raw
 from nnunet_adpfl.nnunet_compat.training import _drops_at_random
@@ -49,17 +47,3 @@ def test_rule_13_a_plan_of_the_same_data_set_is_not_public(workspace: Workspace)
     raw = load_raw(next((workspace.base / "raw").iterdir()))
     with pytest.raises(InputError, match="not public"):
         public_plans(workspace.preprocessed / f"{PLANS}.json", workspace.preprocessed.name, raw)
-
-
-def test_rule_16_the_checkpoint_of_a_private_run_is_not_public(workspace: Workspace, tmp_path: Path) -> None:
-    import hashlib
-
-    first = workspace.train(rounds=1)
-    start = tmp_path / "start.pth"
-    start.write_bytes((first / "checkpoint_final.pth").read_bytes())
-    assert "adpfl" in torch.load(start, weights_only=True)
-    first.rename(workspace.base / "first")
-    digest = hashlib.sha256(start.read_bytes()).hexdigest()
-    workspace.edit_plan(initial_weights={"kind": "public", "file": str(start), "sha256": digest})
-    with pytest.raises(PrivacyRefusedError, match="checkpoint of a private run"):
-        workspace.train()
