@@ -17,7 +17,7 @@ demo: setup  ## a made-up cohort of four sites, trained without privacy, with DP
 	$(BIN)/adpfl demo adpfl_demo --overwrite
 
 test: setup  ## all tests: < 15 minutes on two cores
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: test  ## and a thousand damaged files for every reader: half an hour more
 	ADPFL_FUZZ=1000 $(BIN)/python -m pytest tests/fuzz
