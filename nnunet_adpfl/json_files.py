@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nnunet_adpfl.errors import InputError
+
 MOST_BYTES = 256 * 2**20  # a data set of 100,000 cases has a fiftieth of this
 
 
@@ -19,6 +21,19 @@ def load(path: Path) -> Any:
     if size > MOST_BYTES:
         raise ValueError(f"it has {size} bytes, more than any such file needs")
     return parse(path.read_bytes().decode("utf-8"))
+
+
+def load_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file that the user's commands wrote; InputError, with the remedy, for anything else."""
+    try:
+        content = load(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): {remedy}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object: {remedy}")
+    return content
 
 
 def parse(text: str) -> Any:

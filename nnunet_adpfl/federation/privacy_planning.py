@@ -81,18 +81,6 @@ def plan_privacy(
     return PlannedPrivacy(plan, {name: {**reasons, "noise_multiplier": noise}[name] for name in CHOSEN})
 
 
-def make_privacy_plan(
-    plans: dict[str, Any],
-    cohort: Cohort,
-    splits: Sequence[folds.Split],
-    fingerprint: str,
-    choices: PrivacyChoices,
-    release: FingerprintRelease | None = None,
-) -> PrivacyPlan:
-    """`plan_privacy` without the reasons."""
-    return plan_privacy(plans, cohort, splits, fingerprint, choices, release).plan
-
-
 def check_choices(
     cohort: Cohort, fingerprint: str, choices: PrivacyChoices, release: FingerprintRelease | None = None
 ) -> None:

@@ -19,7 +19,7 @@ from nnunet_adpfl.trainers.device import chosen_device
 from nnunet_adpfl.trainers.patient_loader import PatientLoader
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.run_folder import RunFolder
-from nnunet_adpfl.trainers.run_state import Observer, RunState
+from nnunet_adpfl.trainers.run_state import Observer
 
 KIND = "federated"
 
@@ -104,7 +104,8 @@ def _train_locked(
     plan = prepared.plan
     source = PatchSource(planned, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring)
     _check_preprocessed(prepared, source)
-    state = resumed[1] if resumed else _begin(folder, model, device, rounds)
+    settings: dict[str, object] = {"rounds": rounds, "local_steps": plan.rounds.local_steps, "engine": "in_process"}
+    state = resumed[1] if resumed else folder.start(KIND, str(device), model.engine_choice, model.initial_digest, settings)
     engine = InProcess(folder.path, prepared, model, PatientLoader(source, device, workers), randomness)
     try:
         run = FederatedRun(
@@ -123,24 +124,6 @@ def _train_locked(
         run.train()
     finally:
         engine.close()
-
-
-def _begin(folder: RunFolder, model: private_model.PrivateModel, device: torch.device, rounds: int | None) -> RunState:
-    prepared = folder.prepared
-    manifest = run_manifest.new(
-        KIND,
-        dataset=prepared.preprocessed.name,
-        trainer=folder.trainer_name,
-        plans=str(prepared.plans["plans_name"]),
-        configuration=prepared.configuration,
-        fold=prepared.fold.name,
-        plan=prepared.plan,
-        device=str(device),
-        engine_choice=model.engine_choice,
-        settings={"rounds": rounds, "local_steps": prepared.plan.rounds.local_steps, "engine": "in_process"},
-    )
-    folder.begin(manifest)
-    return RunState(manifest.run, prepared.plan.digest(), model.initial_digest, prepared.plan.clipping.clip_norm)
 
 
 def _rounds_of(run: Path, rounds: int | None) -> int | None:

@@ -107,8 +107,9 @@ def _check(out: Path, settings: PretrainingSettings, overwrite: bool) -> None:
 
 def _planned(preprocessed: Path, plans: str, configuration: str, device: torch.device) -> stock.PlannedTrainer:
     """Network, loss and labels: all that is read are the plan and dataset.json."""
-    content = _read(preprocessed / f"{plans}.json")
-    dataset_json = _read(preprocessed / "dataset.json")
+    remedy = "run `adpfl plan` for this data set, or name its plans with -p"
+    content = json_files.load_object(preprocessed / f"{plans}.json", remedy)
+    dataset_json = json_files.load_object(preprocessed / "dataset.json", remedy)
     stock.check_supported(content, configuration)
     try:
         without_unused_intensities(content)  # what the checkpoint will need is missed now, not at the end
@@ -117,18 +118,6 @@ def _planned(preprocessed: Path, plans: str, configuration: str, device: torch.d
         raise
     except Exception as error:  # labels that were edited make nnU-Net raise whatever they suggest
         raise InputError(f"{preprocessed}: plans and dataset.json are not what nnU-Net needs ({error!r:.120}): plan again") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json_files.load(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: run `adpfl plan` for this data set, or name its plans with -p") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): run `adpfl plan` for this data set") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object: run `adpfl plan` for this data set")
-    return content
 
 
 def _batch_size(planned: stock.PlannedTrainer) -> int:

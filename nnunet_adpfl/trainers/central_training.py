@@ -47,7 +47,7 @@ def _train_locked(
     source = PatchSource(planned, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring)
     if missing := sorted(set(prepared.fold.train) - source.cases):
         raise InputError(f"{prepared.data_folder}: case {missing[0]} is not preprocessed; run `adpfl plan` again")
-    state = resumed[1] if resumed else _begin(folder, model, device)
+    state = resumed[1] if resumed else folder.start(KIND, str(device), model.engine_choice, model.initial_digest)
     if state.finished:
         note(f"{folder.path}: the run is finished already ({state.steps_done} steps)")
         return
@@ -79,23 +79,6 @@ def _train_locked(
         run.train(save)
     finally:
         loader.close()
-
-
-def _begin(folder: RunFolder, model: PrivateModel, device: torch.device) -> RunState:
-    prepared = folder.prepared
-    manifest = run_manifest.new(
-        KIND,
-        dataset=prepared.preprocessed.name,
-        trainer=folder.trainer_name,
-        plans=str(prepared.plans["plans_name"]),
-        configuration=prepared.configuration,
-        fold=prepared.fold.name,
-        plan=prepared.plan,
-        device=str(device),
-        engine_choice=model.engine_choice,
-    )
-    folder.begin(manifest)
-    return RunState(manifest.run, prepared.plan.digest(), model.initial_digest, prepared.plan.clipping.clip_norm)
 
 
 def _restore(run: CentralRun, model: PrivateModel, content: checkpoints.Checkpoint, state: RunState) -> None:

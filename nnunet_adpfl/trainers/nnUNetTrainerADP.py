@@ -129,20 +129,7 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
             raise InputError("--disable_checkpointing is refused: a private run without checkpoints spends for nothing")
         if self.continuing and self.run_folder.has_ledger():
             self.run_folder.resume(KIND)  # raises: a ledger without its checkpoint
-        plan = self.prepared.plan
-        manifest = run_manifest.new(
-            KIND,
-            dataset=self.prepared.preprocessed.name,
-            trainer=type(self).__name__,
-            plans=str(self.prepared.plans["plans_name"]),
-            configuration=self.configuration_name,
-            fold=self.prepared.fold.name,
-            plan=plan,
-            device=str(self.device),
-            engine_choice=self.model.engine_choice,
-        )
-        self.run_folder.begin(manifest)
-        state = RunState(manifest.run, plan.digest(), self.model.initial_digest, plan.clipping.clip_norm)
+        state = self.run_folder.start(KIND, str(self.device), self.model.engine_choice, self.model.initial_digest)
         self._save(state)
         return state
 

@@ -97,8 +97,8 @@ def load(
     Raises InputError or PrivacyRefusedError: unknown plans, configuration or fold; a privacy plan that is missing or was
     made for another cohort, plan or number of units; a unit on both sides of a fold.
     """
-    plans = _read_json(preprocessed / f"{plans_name}.json", "run `adpfl plan` for this data set")
-    dataset_json = _read_json(preprocessed / "dataset.json", "run `adpfl plan` for this data set")
+    plans = json_files.load_object(preprocessed / f"{plans_name}.json", "run `adpfl plan` for this data set")
+    dataset_json = json_files.load_object(preprocessed / "dataset.json", "run `adpfl plan` for this data set")
     check_supported(plans, configuration)
     declared = privacy_plans.load(preprocessed / privacy_plans.file_name(plans_name, configuration))
     cohort = cohorts.load(preprocessed)
@@ -165,15 +165,3 @@ def _check_belongs(plan: PrivacyPlan, plans: dict[str, Any], cohort: Cohort, fol
         )
     if plan.unit != cohort.unit_kind:
         raise PrivacyRefusedError(f"the privacy plan protects a {plan.unit}, the cohort knows {cohort.unit_kind}s")
-
-
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        content = json_files.load(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: {remedy}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): {remedy}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object: {remedy}")
-    return content

@@ -15,6 +15,7 @@ from nnunet_adpfl import atomic_files, json_files
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.privacy import ledger
 from nnunet_adpfl.privacy import plan as privacy_plans
+from nnunet_adpfl.privacy.gradients.choice import EngineChoice
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers import run_manifest
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
@@ -38,7 +39,33 @@ class RunFolder:
     prepared: PreparedFold
     trainer_name: str
 
-    def begin(self, manifest: RunManifest) -> None:
+    def start(
+        self, kind: str, device: str, engine_choice: EngineChoice, initial_digest: str, settings: dict[str, object] | None = None
+    ) -> RunState:
+        """Describe a new run here and return the state that it begins with.
+
+        Args:
+            kind: stock, federated or central.
+            initial_digest: sha256 of the weights that training starts from.
+            settings: of the manifest: what the privacy plan does not say.
+        """
+        prepared = self.prepared
+        manifest = run_manifest.new(
+            kind,
+            dataset=prepared.preprocessed.name,
+            trainer=self.trainer_name,
+            plans=str(prepared.plans["plans_name"]),
+            configuration=prepared.configuration,
+            fold=prepared.fold.name,
+            plan=prepared.plan,
+            device=device,
+            engine_choice=engine_choice,
+            settings=settings,
+        )
+        self._describe(manifest)
+        return RunState(manifest.run, prepared.plan.digest(), initial_digest, prepared.plan.clipping.clip_norm)
+
+    def _describe(self, manifest: RunManifest) -> None:
         """Write all that describes the run. Refused where a run lies already."""
         run_manifest.check_unused(self.path)
         parent = self.path.parent

@@ -30,7 +30,7 @@ from nnunet_adpfl.federation import denoising, noisy_fingerprint, public_bins, r
 from nnunet_adpfl.federation.noisy_fingerprint import Asked
 from nnunet_adpfl.federation.planning import PlanningChoices, prepare_dataset
 from nnunet_adpfl.federation.plans import make_plans
-from nnunet_adpfl.federation.privacy_planning import PrivacyChoices, make_privacy_plan
+from nnunet_adpfl.federation.privacy_planning import PrivacyChoices, plan_privacy
 from nnunet_adpfl.federation.splits import make_splits
 from nnunet_adpfl.nnunet_compat import planning as stock
 from nnunet_adpfl.privacy import accounting, hash_chain, mechanism, noise
@@ -324,7 +324,7 @@ def test_noise_that_cannot_be_is_refused_before_anything(tiny: Path, choices: Pl
 def privacy_plan(tmp_path: Path, fingerprint: str, release: FingerprintRelease | None) -> PrivacyPlan:
     cohort = tiny_dataset.write_raw(tmp_path, patients=10, side=2)
     choices = PrivacyChoices(epsilon=2.0, delta=1e-3, steps=20)
-    return make_privacy_plan({}, cohort, make_splits(cohort), fingerprint, choices, release)
+    return plan_privacy({}, cohort, make_splits(cohort), fingerprint, choices, release).plan
 
 
 def test_rule_13_its_event_is_part_of_the_calibrated_budget(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from nnunet_adpfl.dataset_conversion import converters
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation import raw_cases
 from nnunet_adpfl.federation.planning import PlanningChoices, adapted_plans, prepare_dataset
-from nnunet_adpfl.federation.privacy_planning import PrivacyChoices, make_privacy_plan
+from nnunet_adpfl.federation.privacy_planning import PrivacyChoices, plan_privacy
 from nnunet_adpfl.privacy import plan as privacy_plans
 from nnunet_adpfl.trainers import prepared_fold, site_ledger
 
@@ -57,7 +57,7 @@ def test_writes_all_that_training_needs(tiny: Path, nnunet_folders: Path, monkey
 def test_trainers_can_read_what_was_written(tiny: Path) -> None:
     planned = prepare_dataset(NAME, ["3d_fullres"], PlanningChoices(base_features=4))
     choices = PrivacyChoices(epsilon=8.0, delta=1e-2, steps=5)
-    plan = make_privacy_plan(planned.plans, planned.cohort, planned.splits, planned.fingerprint, choices)
+    plan = plan_privacy(planned.plans, planned.cohort, planned.splits, planned.fingerprint, choices).plan
     name = planned.plans["plans_name"]
     (planned.preprocessed / privacy_plans.file_name(name, "3d_fullres")).write_text(plan.model_dump_json())
     fold = prepared_fold.load(planned.preprocessed, name, "3d_fullres", 0, "nnUNetTrainerADP")
