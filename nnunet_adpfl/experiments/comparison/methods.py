@@ -20,7 +20,8 @@ from nnunet_adpfl.trainers import prepared_fold
 
 RANDOM, PUBLIC = "random", "public"
 RATES = (0.1, 0.3, 1.0, 3.0)
-CLIP_NORMS = (0.1, 0.3, 1.0, 3.0)
+PRIVATE_RATES = (0.03, 0.1, 0.3, 1.0)  # clipped gradients are divided by C, so their noise sets the scale, not the loss
+CLIP_NORMS = (0.1, 0.3, 1.0)
 # What a plan is about, who is protected and how: no method may have its own.
 SAME_FOR_ALL = frozenset({
     "format", "unit", "adjacency", "delta", "training_units", "fingerprint", "fingerprint_release", "cohort_digest", "plans_digest",
@@ -67,8 +68,8 @@ class Method:
 
 
 _NP_GRID = {"optimizer.learning_rate_non_private": RATES, "optimizer.momentum": (0.0, 0.9)}
-_ADP_GRID = {"optimizer.learning_rate": RATES}
-_DP_GRID = {"optimizer.learning_rate": RATES, "clipping.clip_norm": CLIP_NORMS}
+_ADP_GRID = {"optimizer.learning_rate": PRIVATE_RATES}
+_DP_GRID = {"optimizer.learning_rate": PRIVATE_RATES, "clipping.clip_norm": CLIP_NORMS}
 _SVT_GRID = {**_NP_GRID, "update_filter.gamma": (1e-4, 1e-3, 1e-2)}
 _NP = {**_PLAIN, "rounds": {"strategy": "fedavg", "optimizer_state": "kept"}}  # momentum as nnU-Net has it, if it helps
 _FILTERED = {**_NP, "clipping": {"method": "none"}}
