@@ -49,7 +49,7 @@ Delta = Annotated[
 ]
 Compute = Annotated[
     int | None,
-    typer.Option(help="Most patches to process over the training of all sites. Default: 100 for each training patient."),
+    typer.Option(help="Most patches to process over the training of all sites. Default: each training patient is drawn 50 times."),
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps of each site over the whole training. Default: planned.")]
 ReserveSteps = Annotated[

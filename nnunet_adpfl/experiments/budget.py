@@ -53,7 +53,7 @@ class Question:
         for name, value in (("compute", self.compute), *(("parameters", number) for number in self.parameters)):
             if value is not None and value < 1:
                 raise InputError(f"--{name} {value} must be 1 or more")
-        return Request(tuple(self.units), self.epsilons[0], delta, self.compute)
+        return Request(tuple(self.units), self.epsilons[0], delta, compute=self.compute)
 
 
 def budget(question: Question) -> dict[str, Any]:

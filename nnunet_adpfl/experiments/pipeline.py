@@ -66,7 +66,7 @@ def plan(
     for configuration in configurations:
         path = planned.preprocessed / privacy_plans.file_name(planned.plans["plans_name"], configuration)
         kept = _kept(path, planned, privacy)
-        made = _as_kept(kept, path) if kept else _privacy_of(planned, privacy)
+        made = _as_kept(kept, path) if kept else _privacy_of(planned, configuration, privacy)
         if not kept:
             _refuse_orphans(path, made.plan, planned, configuration)
             made.plan.save(path)
@@ -122,16 +122,16 @@ def run(
     }
 
 
-def _privacy_of(planned: PlannedDataset, privacy: PrivacyChoices) -> PlannedPrivacy:
+def _privacy_of(planned: PlannedDataset, configuration: str, privacy: PrivacyChoices) -> PlannedPrivacy:
     return privacy_planning.plan_privacy(
-        planned.plans, planned.cohort, planned.splits, planned.fingerprint, privacy, planned.release
+        planned.plans, planned.cohort, planned.splits, planned.fingerprint, privacy, planned.release, configuration=configuration
     )
 
 
 def _advised_width(stock: PlannedDataset, configurations: Sequence[str], privacy: PrivacyChoices) -> int:
     """Base features that suit all configurations: they share one plan."""
-    plan = _privacy_of(stock, privacy).plan
-    found = [expected_signal(plan, stock.plans, name, stock.dataset_json) for name in configurations]
+    made = {name: _privacy_of(stock, name, privacy).plan for name in configurations}
+    found = [expected_signal(plan, stock.plans, name, stock.dataset_json) for name, plan in made.items()]
     return min((int(signal.advised.value) for signal in found if signal), default=max(WIDTHS))
 
 

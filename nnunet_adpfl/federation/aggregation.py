@@ -9,14 +9,12 @@ import numpy as np
 
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation.messages import SiteUpdate, Weights
+from nnunet_adpfl.privacy.signal import site_shares
 
 
 def declared_shares(units: Mapping[str, int], weighting: str) -> dict[str, float]:
-    """Share of each site in the average: by declared numbers of units, or equal. Sums to 1, never from drawn sizes."""
-    if weighting == "equal":
-        return {site: 1 / len(units) for site in sorted(units)}
-    total = sum(units.values())
-    return {site: units[site] / total for site in sorted(units)}
+    """Site -> share in the average (`site_shares`), from declared numbers of units, never from drawn sizes."""
+    return dict(zip(sorted(units), site_shares([units[site] for site in sorted(units)], weighting), strict=True))
 
 
 class Average:

@@ -53,7 +53,7 @@ def expected_signal(
     if plan.noise_multiplier is None:
         return None
     units = list(min(plan.training_units.values(), key=lambda sites: sum(sites.values())).values())
-    effective = effective_units(units, equal_weights=plan.rounds.weights == "equal")
+    effective = effective_units(units, plan.rounds.weights)
     accumulated = accumulated_signal(plan.sampling_rate, effective, plan.steps, plan.noise_multiplier)
     frozen = plan.trainable.freeze_patterns
     advised, ratio = widest(accumulated, _parameters_at(plans, configuration, dataset_json, frozen))

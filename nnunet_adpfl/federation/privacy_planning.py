@@ -15,6 +15,7 @@ from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy import accounting, mechanism
 from nnunet_adpfl.privacy.choices import CHOSEN, DEFAULT_EPSILON, Choice, Request, default_delta
 from nnunet_adpfl.privacy.plan import FingerprintRelease, PrivacyPlan, Rounds, parse
+from nnunet_adpfl.privacy.planned_images import PlannedImages, planned_images
 from nnunet_adpfl.privacy.planner import plan_training
 from nnunet_adpfl.trainers.prepared_fold import plans_digest
 
@@ -28,7 +29,7 @@ class PrivacyChoices:
 
     Attributes:
         epsilon, delta: the promise; delta defaults to the power of ten at or below 1/(10 N).
-        compute: the most patches to process over the training of all sites together; None: 100 for each training unit.
+        compute: the most patches to process over the training of all sites together; None: each training unit is drawn 50 times.
         steps: of each site, over the whole training.
         sampling_rate: probability of each unit to be drawn in a step.
         sections: section of the privacy plan -> field -> value, or field -> value, for everything else.
@@ -62,6 +63,8 @@ def plan_privacy(
     fingerprint: str,
     choices: PrivacyChoices,
     release: FingerprintRelease | None = None,
+    *,
+    configuration: str | None = None,
 ) -> PlannedPrivacy:
     """The privacy plan of one configuration, noise calibrated for its steps and reserve.
 
@@ -69,11 +72,13 @@ def plan_privacy(
         plans: nnU-Net's plan; its digest is part of the privacy plan.
         fingerprint: how that plan was made: ``pooled``, ``dp`` or ``public``.
         release: the noisy fingerprint that it was made from, where it is ``dp``; the noise is calibrated to both.
+        configuration: whose images and patches the planner goes by; None: it knows nothing of them.
 
     Raises InputError naming the field that is out of range.
     """
     units = units_of_folds(cohort, splits)
-    content, reasons = _chosen(cohort, units, fingerprint, choices, release)
+    images = None if configuration is None else planned_images(plans, configuration)
+    content, reasons = _chosen(cohort, units, fingerprint, choices, release, images)
     digests = {"cohort_digest": cohort.digest(), "plans_digest": plans_digest(plans)}
     plan = mechanism.calibrated(parse({**content, **digests}, "privacy plan"))
     why = "the least that keeps steps and reserve within epsilon and delta, by privacy loss distributions"
@@ -95,6 +100,7 @@ def _chosen(
     fingerprint: str,
     choices: PrivacyChoices,
     release: FingerprintRelease | None,
+    images: PlannedImages | None = None,
 ) -> tuple[dict[str, Any], dict[str, Choice]]:
     """Content of the privacy plan but for what it belongs to, and why it is so."""
     if choices.compute is not None and choices.compute < 1:
@@ -117,7 +123,7 @@ def _chosen(
             content[name] = getattr(choices, name)
     if choices.initial_weights is not None:
         content["initial_weights"] = declared_public(choices.initial_weights)
-    reasons = plan_training(_request(content, _checked(content), choices))
+    reasons = plan_training(_request(content, _checked(content), choices, images))
     for name, choice in reasons.items():
         section, _, field_name = name.rpartition(".")
         (content.setdefault(section, {}) if section else content).setdefault(field_name, choice.value)
@@ -142,7 +148,9 @@ def _checked(content: Mapping[str, Any]) -> PrivacyPlan:
     return plan
 
 
-def _request(content: Mapping[str, Any], plan: PrivacyPlan, choices: PrivacyChoices) -> Request:
+def _request(
+    content: Mapping[str, Any], plan: PrivacyPlan, choices: PrivacyChoices, images: PlannedImages | None
+) -> Request:
     """What the planner has to know; fields that the user left open are None."""
     clipping, optimizer = content.get("clipping", {}), content.get("optimizer", {})
     percentile = "percentile" if _OF_PERCENTILE & set(clipping) else None  # its settings are not given for nothing
@@ -150,15 +158,18 @@ def _request(content: Mapping[str, Any], plan: PrivacyPlan, choices: PrivacyChoi
         units=tuple(min(plan.training_units.values(), key=lambda sites: sum(sites.values())).values()),
         epsilon=plan.epsilon,
         delta=plan.delta,
+        images=images,
         compute=choices.compute,
         spent=mechanism.fingerprint_events(plan),
         local_steps=plan.rounds.local_steps,
-        equal_weights=plan.rounds.weights == "equal",
+        weighting=plan.rounds.weights,
         count_noise_ratio=plan.clipping.count_noise_ratio,
         steps=content.get("steps"),
         reserve_steps=content.get("reserve_steps"),
         sampling_rate=content.get("sampling_rate"),
         patches_per_unit=content.get("patches_per_unit"),
+        oversample_foreground=content.get("oversample_foreground"),
+        mirroring=content.get("mirroring"),
         noise_decay=content.get("noise_decay", {}).get("final_ratio"),
         clipping_method=clipping.get("method", percentile),
         optimizer=optimizer.get("name"),

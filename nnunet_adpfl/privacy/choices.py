@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nnunet_adpfl.privacy.accounting import Event
+from nnunet_adpfl.privacy.planned_images import PlannedImages
 from nnunet_adpfl.privacy.signal import effective_units
 
 DEFAULT_EPSILON = 8.0
-PATCHES_PER_UNIT_ALLOWED = 100  # default compute: patches processed in the whole training, for each training unit
+DRAWS_PER_UNIT = 50  # default compute: how often each training unit is drawn (q T), with K patches each time
 RESERVE_SHARE = 0.1  # of the steps, but at least two rounds: enough for a few interrupted rounds
 CHOSEN = (  # all fields that a plan says why of, but for the width of the network
-    "epsilon", "delta", "patches_per_unit", "sampling_rate", "steps", "reserve_steps", "noise_multiplier",
-    "noise_decay.final_ratio", "clipping.method", "optimizer.name", "optimizer.learning_rate", "optimizer.ema_decay",
+    "epsilon", "delta", "patches_per_unit", "oversample_foreground", "mirroring", "sampling_rate", "steps", "reserve_steps",
+    "noise_multiplier", "noise_decay.final_ratio", "clipping.method", "optimizer.name", "optimizer.learning_rate", "optimizer.ema_decay",
 )  # fmt: skip
 
 
@@ -42,25 +43,29 @@ class Request:
 
     Attributes:
         units: declared number of training units of each site, 1 or more.
+        images: what nnU-Net's plan says about them; None: nothing is known yet.
         compute: the most patches to process (forward and backward) over the training of all sites together.
         spent: events that the plan pays for besides training: a noisy fingerprint.
         local_steps: steps of a round; the steps are whole rounds.
-        equal_weights: sites are averaged alike instead of by size.
+        weighting: of the sites in the average, as `rounds.weights`.
         count_noise_ratio: sigma_b / z of percentile clipping.
     """
 
     units: Sequence[int]
     epsilon: float
     delta: float
+    images: PlannedImages | None = None
     compute: int | None = None
     spent: Sequence[Event] = ()
     local_steps: int = 5
-    equal_weights: bool = False
+    weighting: str = "declared"
     count_noise_ratio: float = 2.5
     steps: int | None = None
     reserve_steps: int | None = None
     sampling_rate: float | None = None
     patches_per_unit: int | None = None
+    oversample_foreground: float | None = None
+    mirroring: bool | None = None
     noise_decay: float | None = None
     clipping_method: str | None = None
     optimizer: str | None = None
@@ -73,12 +78,11 @@ class Request:
 
     @property
     def effective_units(self) -> float:
-        return effective_units(self.units, equal_weights=self.equal_weights)
+        return effective_units(self.units, self.weighting)
 
-    @property
-    def allowed(self) -> int:
+    def allowed(self, patches_per_unit: int) -> int:
         """Patches of the whole training."""
-        return PATCHES_PER_UNIT_ALLOWED * self.total_units if self.compute is None else self.compute
+        return DRAWS_PER_UNIT * patches_per_unit * self.total_units if self.compute is None else self.compute
 
     def reserve(self, steps: int) -> int:
         return default_reserve(steps, self.local_steps) if self.reserve_steps is None else self.reserve_steps

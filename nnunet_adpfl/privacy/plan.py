@@ -161,7 +161,7 @@ class Rounds(_Section):
 
     local_steps: Annotated[int, Field(ge=1)] = 5
     strategy: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedbn", "local"] = "fedavg"
-    weights: Literal["declared", "equal"] = "declared"  # FedAvg by declared sizes, or equal
+    weights: Literal["declared", "equal", "precision"] = "declared"  # FedAvg by declared sizes, equal, or by their squares
     optimizer_state: Literal["reset", "kept"] = "reset"  # at the start of a round
     proximal_mu: Positive = 0.1  # of fedprox: pull towards the weights that the round began with
     server_learning_rate: Positive = 1.0  # of fedavgm and fedadam

@@ -10,15 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nnunet_adpfl.errors import InputError
-from nnunet_adpfl.privacy.choices import Choice, Request
+from nnunet_adpfl.privacy.choices import DRAWS_PER_UNIT, Choice, Request
 from nnunet_adpfl.privacy.signal import ROUGH_EXCESS, accumulated_signal, noise_for
 
 RATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0)  # sampling rates to choose from
 FEWEST_STEPS, MOST_STEPS = 60, 500
 LEARNING_STEPS = 60  # the score's share of learning done after T steps: 1 - exp(-T / this)
+SIGNAL_STEPS = 200  # at q = 1, where A no longer depends on the steps
 LEAST_NOISE = 2.0  # noise multiplier below which signal is lost
-PATCHES, MORE_PATCHES = 2, 4  # K, and K where compute allows the two figures below with it
-WANTED_RATE, WANTED_STEPS = 0.5, 200
+PATCHES = (16, 8, 4, 2)  # K to choose from
+WANTED_DRAWS = DRAWS_PER_UNIT  # q T that compute shall allow with the K that is chosen
+NNUNET_FOREGROUND = 0.33  # share of nnU-Net's patches that are centred on foreground
 CLIP_MOVE_NOISE = 0.2  # noise of a round's move of log C (one deviation); above it AUTO-S
 WEIGHT_NOISE = 0.25  # most noise that a training may add to each weight (one deviation)
 MOST_LEARNING_RATE = 1.0  # of gradients with norm 1 or less
@@ -61,6 +63,8 @@ def plan_training(request: Request) -> dict[str, Choice]:
     lost = 1 - best.signal / _most_signal(request, best)
     return {
         "patches_per_unit": patches,
+        "oversample_foreground": _foreground(request),
+        "mirroring": _mirroring(request),
         "sampling_rate": _given(request.sampling_rate) or Choice(best.sampling_rate, _why_rate(best, lost)),
         "steps": _given(request.steps) or Choice(best.steps, _why_steps(request, best, int(patches.value))),
         "reserve_steps": _given(request.reserve_steps)
@@ -92,19 +96,46 @@ def widest(signal: float, parameters: Callable[[int], int]) -> tuple[Choice, flo
     return Choice(width, why), ratios[width]
 
 
-def _given(value: float | int | str | None) -> Choice | None:
+def _given(value: float | int | str | bool | None) -> Choice | None:
     return None if value is None else Choice(value, "given", given=True)
 
 
 def _patches(request: Request) -> Choice:
     if given := _given(request.patches_per_unit):
         return given
-    rate = request.sampling_rate or WANTED_RATE
-    steps = request.steps or WANTED_STEPS
-    dear = MORE_PATCHES * rate * steps * request.total_units
-    if dear <= request.allowed:
-        return Choice(MORE_PATCHES, f"steadier gradients at no privacy cost; {steps} steps at q {rate:g} still fit the compute")
-    return Choice(PATCHES, "steadier gradients than one patch at no privacy cost; more would take compute from the steps")
+    held = request.images.patches if request.images else PATCHES[0] if request.compute else PATCHES[-1]
+    useful = [number for number in PATCHES if number <= held] or [PATCHES[-1]]
+    draws = _wanted_draws(request)
+    if request.compute is None:
+        why = f"; a patient's image holds {held}" if request.images else ""
+        return Choice(useful[0], f"steadier gradients than one patch, at no privacy cost{why}")
+    paid = [number for number in useful if number * draws * request.total_units <= request.compute]
+    if paid:
+        return Choice(paid[0], f"steadier gradients at no privacy cost; {draws:g} draws of each patient still fit the compute")
+    return Choice(PATCHES[-1], "steadier gradients than one patch at no privacy cost; more would take compute from the steps")
+
+
+def _wanted_draws(request: Request) -> float:
+    """q T of the whole training, as far as it is given."""
+    if request.sampling_rate and request.steps:
+        return request.sampling_rate * request.steps
+    return WANTED_DRAWS
+
+
+def _foreground(request: Request) -> Choice:
+    if given := _given(request.oversample_foreground):
+        return given
+    if request.images and request.images.whole:
+        return Choice(1.0, "patches show the whole image or slice: all with foreground, and patients agree far more")
+    return Choice(NNUNET_FOREGROUND, "as nnU-Net: larger images need patches without foreground too")
+
+
+def _mirroring(request: Request) -> Choice:
+    if given := _given(request.mirroring):
+        return given
+    if request.images and request.images.oriented:
+        return Choice(False, "volumes lie alike in all patients, and few private steps cannot learn every orientation")
+    return Choice(True, "as nnU-Net: photographs have no orientation")
 
 
 def _best(request: Request, patches: int) -> Candidate:
@@ -119,7 +150,7 @@ def _affordable(request: Request, patches: int) -> list[tuple[float, int]]:
     rates = RATES if request.sampling_rate is None else (request.sampling_rate,)
     if request.steps is not None and request.sampling_rate is not None:
         return [(request.sampling_rate, request.steps)]
-    most = {rate: request.allowed / (patches * rate * request.total_units) for rate in rates}
+    most = {rate: request.allowed(patches) / (patches * rate * request.total_units) for rate in rates}
     if request.steps is not None:
         pairs = [(rate, request.steps) for rate in rates if most[rate] >= request.steps]
     else:
@@ -139,7 +170,7 @@ def _affordable(request: Request, patches: int) -> list[tuple[float, int]]:
 
 def _useful_steps(request: Request) -> float:
     """Steps at which the noise on weights still allows the least learning rate; within the public limits."""
-    full = Candidate(1.0, WANTED_STEPS, _rough_noise(request, 1.0, WANTED_STEPS))
+    full = Candidate(1.0, SIGNAL_STEPS, _rough_noise(request, 1.0, SIGNAL_STEPS))
     signal = full.signal * ROUGH_EXCESS * request.effective_units
     return min(MOST_STEPS, max(FEWEST_STEPS, WEIGHT_NOISE * signal / LEAST_LEARNING_RATE))
 
@@ -161,11 +192,12 @@ def _why_rate(best: Candidate, lost: float) -> str:
 
 def _why_steps(request: Request, best: Candidate, patches: int) -> str:
     total = patches * best.sampling_rate * best.steps * request.total_units
-    if total > 1.001 * request.allowed:
+    allowed = request.allowed(patches)
+    if total > 1.001 * allowed:
         return f"the fewest that can learn: {total:,.0f} patches over all sites, more than the default compute"
     if best.steps > min(MOST_STEPS, _useful_steps(request)) - request.local_steps:
-        return f"as many as learning needs at this noise: {total:,.0f} of {request.allowed:,} patches over all sites"
-    return f"as many as compute allows at this q: {total:,.0f} of {request.allowed:,} patches over all sites"
+        return f"as many as learning needs at this noise: {total:,.0f} of {allowed:,} patches over all sites"
+    return f"as many as compute allows at this q: {total:,.0f} of {allowed:,} patches over all sites"
 
 
 def _clipping(request: Request, best: Candidate) -> Choice:

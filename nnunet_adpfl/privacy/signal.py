@@ -17,7 +17,19 @@ ROUGH_ORDERS = (*accounting.FILTER_ORDERS, 128.0, 256.0, 512.0)
 ROUGH_EXCESS = 1.08  # rough noise over that of PLD: 1.07 to 1.10 where z is above 1
 
 
-def effective_units(units: Sequence[int], *, equal_weights: bool = False) -> float:
+def site_shares(units: Sequence[int], weighting: str) -> list[float]:
+    """Share w_k of each site in the average of the federation, from declared numbers of units N_k; they sum to 1.
+
+    Args:
+        weighting: ``declared``: as N_k (FedAvg). ``equal``. ``precision``: as N_k squared, which is one over the variance of a
+            site's noise z / (q N_k), so the average has the least noise that any weights give; large sites count for more.
+    """
+    power = {"declared": 1, "equal": 0, "precision": 2}[weighting]
+    parts = [float(number**power) for number in units]
+    return [part / sum(parts) for part in parts]
+
+
+def effective_units(units: Sequence[int], weighting: str = "declared") -> float:
     """Units of one site without partners whose noise would equal that of the average of these sites.
 
     Every site adds noise of its own, z / (q N_k) on its mean gradient, and the average weighs site k by w_k: its deviation
@@ -25,10 +37,9 @@ def effective_units(units: Sequence[int], *, equal_weights: bool = False) -> flo
 
     Args:
         units: declared number of units of each site, 1 or more.
-        equal_weights: w_k = 1 / K instead.
+        weighting: see `site_shares`.
     """
-    total = sum(units)
-    shares = [1 / len(units) if equal_weights else number / total for number in units]
+    shares = site_shares(units, weighting)
     return 1 / math.hypot(*(share / number for share, number in zip(shares, units, strict=True)))
 
 

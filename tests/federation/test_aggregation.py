@@ -34,6 +34,7 @@ def average_of(*updates: SiteUpdate, shares: dict[str, float] | None = None) -> 
 def test_rule_04_shares_come_from_declared_numbers() -> None:
     assert declared_shares({"b": 30, "a": 10}, "declared") == {"a": 0.25, "b": 0.75}
     assert declared_shares({"b": 30, "a": 10}, "equal") == {"a": 0.5, "b": 0.5}
+    assert declared_shares({"b": 30, "a": 10}, "precision") == {"a": 0.1, "b": 0.9}
     assert list(declared_shares({"b": 1, "a": 1}, "declared")) == ["a", "b"]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy import accounting, planner, signal
 from nnunet_adpfl.privacy.choices import CHOSEN, Request, default_delta
+from nnunet_adpfl.privacy.planned_images import PlannedImages, planned_images
 from nnunet_adpfl.privacy.planner import plan_training
 
 FEW = (77, 24, 16)
@@ -73,14 +74,22 @@ def test_rough_noise_is_a_little_too_high(rate: float, epsilon: float) -> None:
     assert 1.03 < ratio < 1.15
 
 
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=6), st.booleans())
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=6), st.sampled_from(["declared", "equal", "precision"]))
 @settings(deadline=None, max_examples=20)
-def test_effective_units_give_the_noise_of_the_average(units: list[int], equal: bool) -> None:
-    shares = np.full(len(units), 1 / len(units)) if equal else np.array(units) / sum(units)
+def test_effective_units_give_the_noise_of_the_average(units: list[int], weighting: str) -> None:
+    parts = {"declared": np.array(units), "equal": np.ones(len(units)), "precision": np.array(units) ** 2}[weighting]
+    shares = parts / parts.sum()
     deviation = math.sqrt(((shares / np.array(units)) ** 2).sum())
-    assert signal.effective_units(units, equal_weights=equal) == pytest.approx(1 / deviation)
-    if len(set(units)) == 1 or not equal:
-        assert signal.effective_units(units, equal_weights=equal) == pytest.approx(sum(units) / math.sqrt(len(units)))
+    assert signal.effective_units(units, weighting) == pytest.approx(1 / deviation)
+    if len(set(units)) == 1 or weighting == "declared":
+        assert signal.effective_units(units, weighting) == pytest.approx(sum(units) / math.sqrt(len(units)))
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=6), st.lists(st.floats(0.01, 1.0), min_size=6, max_size=6))
+@settings(deadline=None, max_examples=50)
+def test_no_weights_give_less_noise_than_those_by_precision(units: list[int], parts: list[float]) -> None:
+    shares = np.array(parts[: len(units)]) / sum(parts[: len(units)])
+    assert signal.effective_units(units, "precision") >= 1 / math.sqrt(((shares / np.array(units)) ** 2).sum()) * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
@@ -88,7 +97,7 @@ def test_effective_units_give_the_noise_of_the_average(units: list[int], equal: 
 def test_the_default_keeps_the_signal_and_the_compute(units: tuple[int, ...], epsilon: float) -> None:
     asked = request(units, epsilon)
     chosen = values(asked)
-    assert patches(chosen, asked) <= asked.allowed
+    assert patches(chosen, asked) <= asked.allowed(chosen["patches_per_unit"])
     assert chosen["steps"] % asked.local_steps == 0
     assert planner.FEWEST_STEPS <= chosen["steps"] <= planner.MOST_STEPS
     assert exact_noise(chosen, asked) >= 0.97 * planner.LEAST_NOISE
@@ -104,7 +113,7 @@ def test_compute_is_never_exceeded_and_steps_are_whole_rounds(
 ) -> None:
     asked = request(tuple(units), epsilon, compute=per_unit * sum(units), local_steps=local_steps)
     chosen = values(asked)
-    assert patches(chosen, asked) <= asked.allowed
+    assert patches(chosen, asked) <= asked.allowed(chosen["patches_per_unit"])
     assert chosen["steps"] % local_steps == 0
     assert 0 < chosen["optimizer.learning_rate"] <= planner.MOST_LEARNING_RATE
     assert 0.5 <= chosen["optimizer.ema_decay"] < 1
@@ -120,7 +129,62 @@ def test_noise_on_the_weights_stays_below_its_limit() -> None:
 def test_more_compute_means_more_steps_and_more_patches() -> None:
     small, large = request(), request(compute=1000 * sum(FEW))
     assert values(large)["steps"] > values(small)["steps"]
-    assert (values(small)["patches_per_unit"], values(large)["patches_per_unit"]) == (2, 4)
+    assert (values(small)["patches_per_unit"], values(large)["patches_per_unit"]) == (2, 16)
+
+
+VOLUME_IN_2D = PlannedImages(patches=36, oriented=True, whole=True)
+PHOTOGRAPH = PlannedImages(patches=1, oriented=False, whole=True)
+LARGE_VOLUME = PlannedImages(patches=12, oriented=True, whole=False)
+
+
+def test_images_that_hold_many_patches_give_each_patient_more_of_them() -> None:
+    assert [values(request(images=images))["patches_per_unit"] for images in (VOLUME_IN_2D, LARGE_VOLUME, PHOTOGRAPH)] == [16, 8, 2]
+    for_four = 4 * 50 * sum(FEW)
+    assert values(request(images=VOLUME_IN_2D, compute=for_four))["patches_per_unit"] == 4
+    assert values(request(images=VOLUME_IN_2D, compute=for_four - 1))["patches_per_unit"] == 2
+    assert values(request(images=VOLUME_IN_2D, compute=for_four, steps=20, sampling_rate=0.25))["patches_per_unit"] == 16
+    assert values(request(images=PHOTOGRAPH, compute=10 * for_four))["patches_per_unit"] == 2
+
+
+def test_more_patches_do_not_take_the_steps() -> None:
+    few, many = values(request(images=PHOTOGRAPH)), values(request(images=VOLUME_IN_2D))
+    assert (few["steps"], few["sampling_rate"]) == (many["steps"], many["sampling_rate"])
+
+
+def test_foreground_and_flips_follow_the_images() -> None:
+    found = {images: values(request(images=images)) for images in (VOLUME_IN_2D, PHOTOGRAPH, LARGE_VOLUME, None)}
+    assert [chosen["oversample_foreground"] for chosen in found.values()] == [1.0, 1.0, 0.33, 0.33]
+    assert [chosen["mirroring"] for chosen in found.values()] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("patch", "spacing", "expected"),
+    [
+        ((56, 40), (1.0, 1.0), PlannedImages(36, True, True)),
+        ((40, 56, 40), (1.0, 1.0, 1.0), PlannedImages(1, True, True)),
+        ((32, 32), (1.0, 1.0), PlannedImages(36 * 2 * 2, True, False)),
+        ((32, 32), (2.0, 2.0), PlannedImages(36, True, True)),
+        ((16, 32, 32), (1.0, 2.0, 2.0), PlannedImages(3, True, False)),
+    ],
+)
+def test_what_the_plan_says_about_images(patch: tuple[int, ...], spacing: tuple[float, ...], expected: PlannedImages) -> None:
+    plans = {
+        "original_median_shape_after_transp": [36, 50, 35],
+        "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+        "configurations": {"some": {"patch_size": list(patch), "spacing": list(spacing)}},
+    }
+    assert planned_images(plans, "some") == expected
+
+
+def test_a_photograph_has_one_slice_and_no_orientation() -> None:
+    plans = {
+        "original_median_shape_after_transp": [1, 450, 600],
+        "original_median_spacing_after_transp": [999.0, 1.0, 1.0],
+        "configurations": {"2d": {"patch_size": [448, 640], "spacing": [1.0, 1.0]}},
+    }
+    assert planned_images(plans, "2d") == PlannedImages(patches=2, oriented=False, whole=False)
+    plans["configurations"]["2d"]["patch_size"] = [512, 640]
+    assert planned_images(plans, "2d") == PHOTOGRAPH
 
 
 def test_a_small_epsilon_takes_fewer_steps_of_more_patients() -> None:
@@ -139,7 +203,8 @@ def test_clipping_without_a_clip_norm_where_counts_tell_nothing() -> None:
 @pytest.mark.parametrize(
     "fixed",
     [{"steps": 40}, {"sampling_rate": 0.07}, {"patches_per_unit": 3}, {"reserve_steps": 0}, {"learning_rate": 0.3}, {"ema_decay": 0.0},
-     {"clipping_method": "fixed"}, {"optimizer": "adam"}, {"steps": 33, "sampling_rate": 0.9}, {"steps": 4000}, {"noise_decay": 0.5}],
+     {"clipping_method": "fixed"}, {"optimizer": "adam"}, {"oversample_foreground": 0.5}, {"mirroring": False},
+     {"steps": 33, "sampling_rate": 0.9}, {"steps": 4000}, {"noise_decay": 0.5}],
 )  # fmt: skip
 def test_what_was_given_is_kept_and_marked(fixed: dict[str, Any]) -> None:
     names = {"learning_rate": "optimizer.learning_rate", "ema_decay": "optimizer.ema_decay", "clipping_method": "clipping.method",
@@ -156,14 +221,14 @@ def test_given_steps_leave_compute_to_the_sampling_rate() -> None:
     asked = request(steps=40)
     chosen = values(asked)
     assert chosen["sampling_rate"] > values(request())["sampling_rate"]
-    assert patches(chosen, asked) <= asked.allowed
+    assert patches(chosen, asked) <= asked.allowed(chosen["patches_per_unit"])
 
 
 def test_the_default_compute_limits_nobody_who_asked_for_more() -> None:
-    asked = request(patches_per_unit=400, local_steps=7)
+    asked = request(sampling_rate=1.0, local_steps=70)
     chosen = values(asked)
-    assert chosen["steps"] == 63
-    assert patches(chosen, asked) > asked.allowed
+    assert chosen["steps"] == 70
+    assert patches(chosen, asked) > asked.allowed(chosen["patches_per_unit"])
     assert "more than the default compute" in plan_training(asked)["steps"].why
 
 
