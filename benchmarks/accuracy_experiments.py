@@ -1,0 +1,114 @@
+"""What accuracy.py compares: cohorts, how they are planned, and the rows of the ablation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+BASIC = "local,central,np-fl,dp-fl,adp-fl,paper,paper-dp"
+PROJECTION = "projection.dimensions=50;projection.public_gradients=100;projection.refresh_steps=20"
+ADAM = "adp-fl:optimizer.name=adam;optimizer.learning_rate=0.003;rounds.optimizer_state=kept"
+ABLATION = {
+    "percentile": "adp-fl:clipping.method=percentile",
+    "auto-s": "adp-fl:clipping.method=auto_s",
+    "fixed": "adp-fl:clipping.method=fixed",
+    "noise-decay": "adp-fl:noise_decay.plateaus=4;noise_decay.final_ratio=0.5",
+    "data-driven": "adp-fl:adaptation.kind=data_driven",
+    "k1": "adp-fl:patches_per_unit=1",
+    "k4": "adp-fl:patches_per_unit=4",
+    "no-average": "adp-fl:optimizer.ema_decay=0",
+    "tail-average": "adp-fl:optimizer.tail_share=0.5",
+    "sparse-update": "adp-fl:optimizer.keep_fraction=0.1",
+    "random-mask": "adp-fl:trainable.random_mask=0.25",
+    "decoder-first": 'adp-fl:trainable.phases=[{"until": 0.5, "freeze_patterns": ["encoder.*"]}]',
+    "encoder-frozen": 'adp-fl:trainable.freeze_patterns=["encoder.*"]',
+    "adam": ADAM,
+    "adam-uncorrected": f"{ADAM};optimizer.adam_correction=false",
+    "momentum": "adp-fl:optimizer.momentum=0.9",
+    "fedprox": "adp-fl:rounds.strategy=fedprox",
+    "fedavgm": "adp-fl:rounds.strategy=fedavgm;rounds.server_momentum=0.5;rounds.server_learning_rate=0.5",
+    "fedadam": "adp-fl:rounds.strategy=fedadam;rounds.server_learning_rate=0.01",
+    "fedbn": "adp-fl:rounds.strategy=fedbn",
+    "projection": f"adp-fl:{PROJECTION}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A data set; `cases`, `sites` and `seed` are of made-up ones."""
+
+    number: int
+    title: str
+    cases: int = 0
+    sites: int = 4
+    seed: int = 0
+
+    @property
+    def folder(self) -> str:
+        return f"Dataset{self.number:03d}_{self.title}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A cohort to report on, another one to tune on, and how both are planned.
+
+    Attributes:
+        plan: options of `adpfl plan` for all cohorts of the experiment.
+        methods: rows of the methods table.
+        variants: more rows: ``adp-planned`` has the learning rate that the planner chooses without any tuning, ``dp-stock`` one
+            patch of a patient, with nnU-Net's flips and foreground: what comes out of a stock pipeline.
+        epsilon_tuning: of the tuning cohort, whose patients are made up or treated as public: about the noise per weight,
+            z / (q N), that the reported cohort has at epsilon 8.
+        generator: of made-up cohorts, as `adpfl synth` calls it.
+        pretraining_steps: of the public start.
+    """
+
+    configuration: str
+    reported: Cohort
+    tuning: Cohort
+    plan: tuple[str, ...]
+    methods: str = BASIC
+    variants: dict[str, str] = field(default_factory=dict)
+    epsilon_tuning: float = 8.0
+    generator: str | None = None
+    generator_options: tuple[str, ...] = ("--heterogeneity", "0.5")
+    pretraining_steps: int = 3000
+    base_features: int = 8
+
+    @property
+    def plans(self) -> str:
+        return f"nnUNetPlans_f{self.base_features}"
+
+
+def _plan(steps: int, patches: int, *others: str) -> tuple[str, ...]:
+    return ("--steps", str(steps), "--sampling-rate", "0.25", "--patches-per-patient", str(patches), *others)
+
+
+EXPERIMENTS = {
+    "skin": Experiment(
+        "2d", Cohort(60, "SmallSkin", 240), Cohort(61, "SmallSkinTuning", 240, seed=1000), _plan(40, 2),
+        variants={"adp-planned": "adp-fl:optimizer.learning_rate=0.78"},
+        generator="ham10000", generator_options=("--heterogeneity", "0.5", "--size", "48x64"),
+    ),
+    "hippocampus": Experiment(
+        "2d", Cohort(40, "Hippocampus"), Cohort(41, "HippocampusTuning"),
+        _plan(200, 16, "--set", "mirroring=false", "--set", "oversample_foreground=1.0", "--set", "optimizer.ema_decay=0.95",
+              "--set", "clipping.method=percentile"),
+        methods="np-fl,dp-fl,adp-fl", epsilon_tuning=46.0,
+        variants={
+            "adp-planned": "adp-fl:optimizer.learning_rate=0.1",
+            "dp-stock": "dp-fl:patches_per_unit=1;mirroring=true;oversample_foreground=0.33",
+        },
+    ),
+    "ct": Experiment(
+        "3d_fullres", Cohort(52, "KidneyCT", 120), Cohort(53, "KidneyCTTuning", 120, seed=1000), _plan(60, 2),
+        generator="kits23", pretraining_steps=1500,
+    ),
+    "brain": Experiment(
+        "3d_fullres", Cohort(54, "BrainMRI", 120), Cohort(55, "BrainMRITuning", 120, seed=1000), _plan(60, 2),
+        generator="brats2024", pretraining_steps=1500,
+    ),
+}  # fmt: skip
+SIZES = (  # training units of a site: four fifths of these
+    *(Cohort(62 + index, f"Size{per_site}", 4 * per_site, 4, 2000 + index) for index, per_site in enumerate((31, 63, 125, 250))),
+    *(Cohort(70 + index, f"Sites{sites}", 240, sites, 3000 + index) for index, sites in enumerate((2, 8))),
+)
