@@ -70,6 +70,12 @@ def make_fold(splits: Sequence[Split], cohort: Cohort, fold: str | int) -> Fold:
     return Fold(str(int(fold)), frozenset(split["train"]), frozenset(split["val"]))
 
 
+def left_out_sites(cohort: Cohort, fold: Fold) -> set[str]:
+    """Sites that only validate in a fold, with all of their cases: leave-one-site-out."""
+    only_validating = fold.val - fold.train
+    return set(cohort.sites) - {entry.site for case, entry in cohort.cases.items() if case not in only_validating}
+
+
 def training_units(cohort: Cohort, fold: Fold) -> dict[str, int]:
     """Site -> number of its units that train in a fold; sites without any are left out."""
     counts = {site: len(cohort.cases_by_unit(site, set(fold.train))) for site in cohort.sites}

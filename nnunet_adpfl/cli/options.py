@@ -38,6 +38,10 @@ BaseFeatures = Annotated[
 PlansName = Annotated[
     str | None, typer.Option("-p", help="Another name for the plans, as nnU-Net's -overwrite_plans_name.")
 ]
+Folds = Annotated[
+    str,
+    typer.Option(help="patients: five folds, stratified by site. sites: fold k leaves out the k-th site and validates on it."),
+]
 SmallSites = Annotated[
     str,
     typer.Option(help="Sites with fewer units than folds: refuse, or other: share them out over the folds together."),

@@ -23,6 +23,7 @@ def plan(
     planner: opt.Planner = "ExperimentPlanner",
     plans: opt.PlansName = None,
     base_features: opt.BaseFeatures = None,
+    folds: opt.Folds = "patients",
     small_sites: opt.SmallSites = "refuse",
     epsilon: opt.Epsilon = None,
     delta: opt.Delta = None,
@@ -50,7 +51,7 @@ def plan(
         local_steps=local_steps, settings=settings,
     )  # fmt: skip
     planning = pipeline.PlanningChoices(
-        fingerprint, planner, opt.base_features(base_features), small_sites, plans, fingerprint_noise=fingerprint_noise
+        fingerprint, planner, opt.base_features(base_features), folds, small_sites, plans, fingerprint_noise=fingerprint_noise
     )
     written = pipeline.plan(dataset, configurations, planning, choices)
     if as_json:

@@ -32,6 +32,7 @@ def run(
     planner: opt.Planner = "ExperimentPlanner",
     plans: opt.PlansName = None,
     base_features: opt.BaseFeatures = None,
+    folds: opt.Folds = "patients",
     small_sites: opt.SmallSites = "refuse",
     epsilon: opt.Epsilon = None,
     delta: opt.Delta = None,
@@ -66,7 +67,7 @@ def run(
         configuration,
         fold,
         pipeline.PlanningChoices(
-            fingerprint, planner, opt.base_features(base_features), small_sites, plans, fingerprint_noise=fingerprint_noise
+            fingerprint, planner, opt.base_features(base_features), folds, small_sites, plans, fingerprint_noise=fingerprint_noise
         ),
         choices,
         pipeline.TrainingChoices(

@@ -19,7 +19,7 @@ from nnunet_adpfl.federation.noisy_fingerprint import DEFAULT_NOISE, Asked, nois
 from nnunet_adpfl.federation.plans import adapted_plans, make_plans, public_plans
 from nnunet_adpfl.federation.preprocessing import Preprocessing, copy_labels, data_identifier
 from nnunet_adpfl.federation.raw_cases import RawCases
-from nnunet_adpfl.federation.splits import N_FOLDS, SPLIT_SEED, chosen_splits, make_splits, save_splits
+from nnunet_adpfl.federation.splits import N_FOLDS, SPLIT_SEED, chosen_splits, new_splits, save_splits
 from nnunet_adpfl.nnunet_compat.training import check_supported
 from nnunet_adpfl.privacy import accounting
 from nnunet_adpfl.privacy.plan import FingerprintRelease
@@ -42,6 +42,7 @@ class PlanningChoices:
             patient used).
         planner: name of any stock planner class.
         base_features: features of the first stage, or AUTO; the plans then get the name PLANS_fN. None: as the planner says.
+        folds: ``patients``: stratified by site; ``sites``: leave-one-site-out.
         small_sites: ``refuse`` or ``other`` (see make_splits).
         plans_name: as nnU-Net's -overwrite_plans_name. None: the planner's own.
         n_folds, seed: of the splits, where none exist yet.
@@ -51,6 +52,7 @@ class PlanningChoices:
     fingerprint: str = "pooled"
     planner: str = "ExperimentPlanner"
     base_features: int | str | None = None
+    folds: str = "patients"
     small_sites: str = "refuse"
     plans_name: str | None = None
     n_folds: int = N_FOLDS
@@ -124,8 +126,9 @@ def prepare_dataset(
     check_planning_choices(choices, configurations)
     raw = raw_cases.load(raw_folder)
     cohort = _cohort_of(raw_folder, raw)
-    made = make_splits(cohort, n_folds=choices.n_folds, seed=choices.seed, small_sites=choices.small_sites)
-    splits = chosen_splits(made, cohort, [preprocessed, raw_folder], replace_own=not dependent_runs.any_run(results))
+    made = new_splits(cohort, choices.folds, n_folds=choices.n_folds, seed=choices.seed, small_sites=choices.small_sites)
+    replace_own, asked_for = not dependent_runs.any_run(results), choices.folds == "sites"
+    splits = chosen_splits(made, cohort, [preprocessed, raw_folder], replace_own=replace_own, asked_for=asked_for)
     _refuse_changed_cohort(preprocessed, results, cohort)
     plans, merged, release = _plans(name, configurations, preprocessed, raw, cohort, choices, processes)
     for configuration in configurations:

@@ -179,12 +179,12 @@ def _request(
 
 
 def units_of_folds(cohort: Cohort, splits: Sequence[folds.Split]) -> dict[str, dict[str, int]]:
-    """Fold -> site -> declared number of training units; a site without any in some fold is refused."""
+    """Fold -> site -> declared number of training units; a site that neither trains nor is left out as a whole is refused."""
     units = {}
     for name in [*map(str, range(len(splits))), folds.ALL]:
         fold = folds.make_fold(splits, cohort, name)
         units[name] = folds.training_units(cohort, fold)
-        without = sorted(set(cohort.sites) - set(units[name]))
+        without = sorted(set(cohort.sites) - set(units[name]) - folds.left_out_sites(cohort, fold))
         if without:
             raise InputError(
                 f"site {without[0]} has no training {cohort.unit_kind} in fold {name}; leave it out of the cohort or merge "

@@ -1,4 +1,4 @@
-"""Makes nnU-Net's splits: grouped by unit, so that no patient is on both sides, and stratified by site."""
+"""Makes nnU-Net's splits: grouped by unit, so that no patient is on both sides, and stratified by site; or one fold for each site."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from nnunet_adpfl.progress import note
 N_FOLDS = 5
 SPLIT_SEED = 12345  # nnU-Net's
 SMALL_SITES = ("refuse", "other")
+KINDS = ("patients", "sites")
 _OWN = ".adpfl/splits_final.sha256"  # present and equal: the splits were made here and not edited
 
 
@@ -48,16 +49,42 @@ def make_splits(
     return [_split(cohort, fold_of_unit, fold) for fold in range(n_folds)]
 
 
+def new_splits(cohort: Cohort, kind: str, *, n_folds: int, seed: int, small_sites: str) -> list[Split]:
+    """Of ``patients`` (`make_splits`) or of ``sites`` (`leave_one_site_out`). InputError for another kind."""
+    if kind not in KINDS:
+        raise InputError(f"--folds {kind!r} is unknown; use {' or '.join(KINDS)}")
+    if kind == "sites":
+        return leave_one_site_out(cohort)
+    return make_splits(cohort, n_folds=n_folds, seed=seed, small_sites=small_sites)
+
+
+def leave_one_site_out(cohort: Cohort) -> list[Split]:
+    """Fold k trains on all sites but the k-th in alphabetical order, and validates on that one.
+
+    Raises InputError for a cohort of one site.
+    """
+    if len(cohort.sites) < 2:
+        raise InputError(f"--folds sites leaves out a site in turn, but the cohort has {cohort.sites[0]} alone: use --folds patients")
+    return [
+        {
+            "train": [case for case, entry in cohort.cases.items() if entry.site != site],
+            "val": [case for case, entry in cohort.cases.items() if entry.site == site],
+        }
+        for site in sorted(cohort.sites)
+    ]
+
+
 def chosen_splits(
-    made: list[Split], cohort: Cohort, places: Sequence[Path], *, replace_own: bool
+    made: list[Split], cohort: Cohort, places: Sequence[Path], *, replace_own: bool, asked_for: bool = False
 ) -> list[Split]:  # fmt: skip
     """The splits to use: those found in the first of ``places`` that has any, as nnU-Net keeps them, else ``made``.
 
     Args:
         places: nnUNet_preprocessed/DATASET, and nnUNet_raw/DATASET, where a user may put splits of his own.
         replace_own: found splits that were made here, and not edited, give way to ``made``.
+        asked_for: the user wants ``made`` and nothing else.
 
-    Raises InputError for found splits that do not fit the cohort.
+    Raises InputError for found splits that do not fit the cohort, or stand in the way of those asked for.
     """
     for folder in places:
         path = folder / folds.FILE_NAME
@@ -66,6 +93,8 @@ def chosen_splits(
         found = folds.load_splits(folder, cohort)
         if {case for split in found for case in (*split["train"], *split["val"])} != set(cohort.cases):
             raise InputError(f"{path} does not cover the cases of the cohort: move it away to have new splits made")
+        if found != made and asked_for:
+            raise InputError(f"--folds sites: {path} has other splits, of runs that were made or of your own; move it away first")
         if found != made:
             note(f"{path} is kept; move it away to have new splits made, grouped by unit and stratified by site")
         return found

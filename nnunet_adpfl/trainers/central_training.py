@@ -40,6 +40,11 @@ def _train_locked(
     folder: RunFolder, device: torch.device, go_on: bool, workers: int | None, randomness: Randomness | None, observe: Observer | None
 ) -> None:
     prepared = folder.prepared
+    if left_out := sorted(set(prepared.cohort.sites) - set(prepared.sites)):
+        raise InputError(
+            f"fold {prepared.fold.name} leaves out site {left_out[0]}: a central run is entered at every site of the cohort; take a fold "
+            "of `adpfl plan --folds patients`, or train federated"
+        )
     resumed = folder.resume(KIND) if go_on and not folder.is_bare() else None
     planned = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, device)
     model = private_model.build(planned, prepared.plan, run_manifest.engine_choice(folder.path) if resumed else None)

@@ -155,7 +155,7 @@ def _check_belongs(plan: PrivacyPlan, plans: dict[str, Any], cohort: Cohort, fol
             f"{plans['plans_name']}.json was changed after the privacy plan was made from it: run `adpfl plan` again"
         )
     declared, found = plan.units_at(fold.name), folds.training_units(cohort, fold)
-    without = sorted(set(declared) - set(found)) or sorted(set(cohort.sites) - set(found))
+    without = sorted(set(declared) - set(found)) or sorted(set(cohort.sites) - set(found) - folds.left_out_sites(cohort, fold))
     if without:
         raise InputError(f"site {without[0]} has no training {plan.unit} in fold {fold.name}; leave it out of the cohort")
     if declared != found:

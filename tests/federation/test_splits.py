@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from nnunet_adpfl.cohort import Cohort, CohortEntry
 from nnunet_adpfl.errors import InputError
-from nnunet_adpfl.federation.splits import chosen_splits, make_splits, save_splits
-from nnunet_adpfl.folds import check_splits, make_fold, training_units
+from nnunet_adpfl.federation.splits import chosen_splits, leave_one_site_out, make_splits, new_splits, save_splits
+from nnunet_adpfl.folds import check_splits, left_out_sites, make_fold, training_units
 
 
 def cohort_of(units_at: dict[str, int], cases_per_unit: int = 1) -> Cohort:
@@ -51,6 +51,40 @@ def test_folds_hold_their_share_of_every_site(sizes: dict[str, int], seed: int) 
     assert max(totals) - min(totals) <= 1
     for fold in range(5):
         assert set(training_units(cohort, make_fold(splits, cohort, fold))) == set(sizes)
+
+
+@given(site_sizes.filter(lambda sizes: len(sizes) > 1), st.integers(1, 3))
+def test_each_site_is_left_out_once(sizes: dict[str, int], cases: int) -> None:
+    cohort = cohort_of(sizes, cases)
+    splits = leave_one_site_out(cohort)
+    check_splits(splits, cohort, "splits")
+    assert len(splits) == len(sizes)
+    for number, site in enumerate(sorted(sizes)):
+        fold = make_fold(splits, cohort, number)
+        assert {cohort.cases[case].site for case in fold.val} == {site}
+        assert training_units(cohort, fold) == {other: size for other, size in sorted(sizes.items()) if other != site}
+        assert left_out_sites(cohort, fold) == {site}
+        assert fold.train | fold.val == set(cohort.cases)
+
+
+def test_a_site_is_left_out_only_as_a_whole() -> None:
+    cohort = cohort_of({"a": 5, "b": 5})
+    for fold in (*range(5), "all"):
+        assert left_out_sites(cohort, make_fold(make_splits(cohort), cohort, fold)) == set()
+    halved = [{"train": ["a_0_0"], "val": ["b_0_0", "a_1_0"]}]  # some of b's cases are nowhere
+    assert left_out_sites(cohort, make_fold(halved, cohort, 0)) == set()
+
+
+def test_one_site_cannot_be_left_out() -> None:
+    with pytest.raises(InputError, match="--folds sites leaves out"):
+        leave_one_site_out(cohort_of({"a": 9}))
+
+
+def test_folds_are_of_patients_or_of_sites() -> None:
+    both = cohort_of({"a": 1, "b": 1})
+    assert new_splits(both, "sites", n_folds=5, seed=0, small_sites="refuse") == leave_one_site_out(both)
+    with pytest.raises(InputError, match="folds 'fifths' is unknown; use patients or sites"):
+        new_splits(both, "fifths", n_folds=5, seed=0, small_sites="refuse")
 
 
 def test_the_seed_decides() -> None:
