@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from nnunet_adpfl import folders
-from nnunet_adpfl.nnunet_compat.patches import PatchSource
+from nnunet_adpfl.nnunet_compat.patches import PatchSettings, PatchSource
 from nnunet_adpfl.nnunet_compat.training import Patches, PlannedTrainer
 from nnunet_adpfl.privacy.plan import Projection
 from nnunet_adpfl.trainers import checkpoint as checkpoints
@@ -79,7 +79,8 @@ def _gradient_of(model: PrivateModel) -> Gradient:
 def _patients(prepared: PreparedFold, trainer: PlannedTrainer, gradient: Gradient, number: int) -> torch.Tensor:
     """One gradient of norm 1 for each training unit, of ``number`` patches, (units, parameters)."""
     plan = prepared.plan
-    source = PatchSource(trainer, prepared.data_folder, number, plan.oversample_foreground, plan.mirroring)
+    settings = PatchSettings(number, plan.oversample_foreground, plan.mirroring, plan.augmentation)
+    source = PatchSource(trainer, prepared.data_folder, settings)
     units = prepared.cases_by_unit()
     keys = {unit: hashlib.sha256(f"{unit}|{number}".encode()).digest()[:16] for unit in units}
     return torch.stack([gradient(source.patches(tuple(cases), keys[unit])) for unit, cases in sorted(units.items())])

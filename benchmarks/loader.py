@@ -53,9 +53,9 @@ class Bench:
         return [UnitRequest(tuple(cases[unit]), draw.randbytes(32)) for unit in drawn]
 
     def source(self, patches_per_unit: int) -> Any:
-        from nnunet_adpfl.nnunet_compat.patches import PatchSource  # noqa: PLC0415
+        from nnunet_adpfl.nnunet_compat.patches import PatchSettings, PatchSource  # noqa: PLC0415
 
-        return PatchSource(self.trainer, self.fold.data_folder, patches_per_unit, self.fold.plan.oversample_foreground)
+        return PatchSource(self.trainer, self.fold.data_folder, PatchSettings(patches_per_unit, self.fold.plan.oversample_foreground))
 
     @contextlib.contextmanager
     def loader(self, patches_per_unit: int, workers: int) -> Iterator[Any]:

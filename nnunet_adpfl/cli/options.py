@@ -88,7 +88,7 @@ InitialWeights = Annotated[
     ),
 ]
 # Other fields have options of their own.
-FIELDS_TO_SET = ("noise_source", "noise_terms", "oversample_foreground", "mirroring", "engine", "invert_activations")
+FIELDS_TO_SET = ("noise_source", "noise_terms", "oversample_foreground", "mirroring", "augmentation", "engine", "invert_activations")
 Settings = Annotated[
     list[str] | None,
     typer.Option(

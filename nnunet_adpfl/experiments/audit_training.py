@@ -18,7 +18,6 @@ from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.experiments import audit, audit_networks
 from nnunet_adpfl.experiments.audit import AuditResult, Panel
 from nnunet_adpfl.experiments.audit_networks import CanaryTrainer
-from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.privacy import accounting
 from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.privacy.audit import bounds, canary
@@ -30,7 +29,7 @@ from nnunet_adpfl.privacy.noise import Randomness, SecretRandomness
 from nnunet_adpfl.progress import note, track
 from nnunet_adpfl.trainers import prepared_fold
 from nnunet_adpfl.trainers.device import chosen_device
-from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnitRequest
+from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnitRequest, patch_source
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.private_model import PrivateModel
 from nnunet_adpfl.trainers.private_training import PrivateTraining
@@ -93,7 +92,7 @@ def full(
     delta = choices.delta if choices.delta is not None else plan.delta
     trainer = CanaryTrainer(prepared.plans, configuration, prepared.dataset_json, chosen_device(choices.device))
     model = audit_networks.build(trainer, plan)
-    source = PatchSource(trainer, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring)
+    source = patch_source(trainer, prepared)
     loader = CanaryLoader(source, trainer.device, choices.workers)
     fresh = randomness or (lambda: SecretRandomness(plan.noise_source))
     cases = dict(sorted(prepared.cases_by_unit().items())[: choices.units])

@@ -19,7 +19,7 @@ from nnunet_adpfl import folders
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.experiments.audit import Sample
 from nnunet_adpfl.nnunet_compat import training as stock
-from nnunet_adpfl.nnunet_compat.patches import PatchSource
+from nnunet_adpfl.nnunet_compat.patches import PatchSettings, PatchSource
 from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy.summary import summarise
 from nnunet_adpfl.progress import note, track
@@ -101,7 +101,7 @@ def _losses(run: Path, prepared: PreparedFold, cases_by_unit: Mapping[str, Seque
     network, loss = stock.build_network(trainer, prepared.plan.seed), stock.build_loss(trainer)
     path = run / checkpoints.FINAL
     checkpoints.load_weights(network, checkpoints.load(path)["network_weights"], str(path))
-    source = PatchSource(trainer, prepared.data_folder, PATCHES, 1.0)
+    source = PatchSource(trainer, prepared.data_folder, PatchSettings(PATCHES, 1.0))
     note(f"{run.parent.name}: loss on {len(cases_by_unit)} units")
     losses = {}
     for unit in track(sorted(cases_by_unit), "units"):

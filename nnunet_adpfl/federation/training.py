@@ -10,13 +10,12 @@ from nnunet_adpfl import folders
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation.engines.in_process import InProcess
 from nnunet_adpfl.federation.rounds import FederatedRun
-from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy.noise import Randomness, SecretRandomness
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import noise_control, patient_totals, prepared_fold, private_model, run_manifest
 from nnunet_adpfl.trainers.device import chosen_device
-from nnunet_adpfl.trainers.patient_loader import PatientLoader
+from nnunet_adpfl.trainers.patient_loader import PatientLoader, patch_source
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.run_folder import RunFolder
 from nnunet_adpfl.trainers.run_state import Observer
@@ -102,8 +101,7 @@ def _train_locked(
     planned = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, device)
     model = private_model.build(planned, prepared.plan, run_manifest.engine_choice(folder.path) if resumed else None)
     plan = prepared.plan
-    source = PatchSource(planned, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring)
-    _check_preprocessed(prepared, source)
+    source = patch_source(planned, prepared)
     settings: dict[str, object] = {"rounds": rounds, "local_steps": plan.rounds.local_steps, "engine": "in_process"}
     state = resumed[1] if resumed else folder.start(KIND, str(device), model.engine_choice, model.initial_digest, settings)
     engine = InProcess(folder.path, prepared, model, PatientLoader(source, device, workers), randomness)
@@ -142,9 +140,3 @@ def _check_rounds(prepared: PreparedFold, rounds: int | None) -> None:
             f"--rounds {rounds} of {plan.rounds.local_steps} local steps do not fit the {plan.steps} steps of the privacy "
             "plan: take fewer, or plan more with `adpfl plan --steps`"
         )
-
-
-def _check_preprocessed(prepared: PreparedFold, source: PatchSource) -> None:
-    missing = sorted(set(prepared.fold.train) - source.cases)
-    if missing:
-        raise InputError(f"{prepared.data_folder}: case {missing[0]} is not preprocessed; run `adpfl plan` again")

@@ -6,11 +6,14 @@ import functools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading import data_loader as stock_loader
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -20,50 +23,64 @@ from threadpoolctl import ThreadpoolController
 from nnunet_adpfl.nnunet_compat.training import Patches
 
 
+@dataclass(frozen=True)
+class PatchSettings:
+    """Which patches of a unit, and how they are changed.
+
+    Attributes:
+        patches_per_unit: K, number of patches of one unit and step.
+        oversample_foreground: probability of each patch to be centred on foreground, drawn for each patch alone.
+        mirroring: whether patches are flipped; without it the trainer's ``inference_allowed_mirroring_axes`` are none, as in
+            nnU-Net's own trainers without mirroring.
+        augmentation: ``nnunet``, or ``none``: the rest of nnU-Net's augmentation is left out, as in its nnUNetTrainerNoDA.
+    """
+
+    patches_per_unit: int
+    oversample_foreground: float
+    mirroring: bool = True
+    augmentation: str = "nnunet"
+
+
 class PatchSource:
     """Crops and augments patches exactly as nnU-Net does, from chosen cases and a key instead of its own choice.
 
     Args:
         trainer: gives patch size, augmentation and label handling.
         folder: preprocessed cases of the configuration.
-        patches_per_unit: K, number of patches of one unit and step.
-        oversample_foreground: probability of each patch to be centred on foreground, drawn for each patch alone.
-        mirroring: whether the augmentation flips; without it the trainer's ``inference_allowed_mirroring_axes`` are none,
-            as in nnU-Net's own trainers without mirroring.
+        settings: which patches, and how they are changed.
     """
 
-    def __init__(
-        self, trainer: nnUNetTrainer, folder: Path, patches_per_unit: int, oversample_foreground: float, mirroring: bool = True
-    ) -> None:
-        settings = trainer.configuration_manager
+    def __init__(self, trainer: nnUNetTrainer, folder: Path, settings: PatchSettings) -> None:
+        planned = trainer.configuration_manager
         rotation, dummy_2d, initial_size, mirror_axes = (
             trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
-        if not mirroring:
+        if not settings.mirroring:
             mirror_axes = trainer.inference_allowed_mirroring_axes = None
-        labels = trainer.label_manager
-        transforms = trainer.get_training_transforms(
-            settings.patch_size,
-            rotation,
-            trainer._get_deep_supervision_scales(),
-            mirror_axes,
-            dummy_2d,
-            use_mask_for_norm=settings.use_mask_for_norm,
-            is_cascaded=False,
-            foreground_labels=labels.foreground_labels,
-            regions=labels.foreground_regions if labels.has_regions else None,
-            ignore_label=labels.ignore_label,
-        )
+        if settings.augmentation == "none":
+            initial_size = planned.patch_size
+            transforms = _unaugmented(trainer, mirror_axes)
+        else:
+            transforms = trainer.get_training_transforms(
+                planned.patch_size,
+                rotation,
+                trainer._get_deep_supervision_scales(),
+                mirror_axes,
+                dummy_2d,
+                use_mask_for_norm=planned.use_mask_for_norm,
+                is_cascaded=False,
+                **_label_arguments(trainer),
+            )
         _switch_off_benchmarks(transforms)
-        self.units_at_once = max(1, settings.batch_size // patches_per_unit)  # that the fused engine takes in one batch
+        self.units_at_once = max(1, planned.batch_size // settings.patches_per_unit)  # that the fused engine takes in one batch
         dataset = infer_dataset_class(str(folder))(str(folder))
         self._loader = _ChosenCasesLoader(
             _OneCaseCache(dataset),
-            patches_per_unit,
+            settings.patches_per_unit,
             initial_size,
-            settings.patch_size,
-            labels,
-            oversample_foreground_percent=oversample_foreground,
+            planned.patch_size,
+            trainer.label_manager,
+            oversample_foreground_percent=settings.oversample_foreground,
             probabilistic_oversampling=True,
             transforms=transforms,
         )
@@ -124,6 +141,23 @@ class _OneCaseCache:
 
     def __len__(self) -> int:
         return len(self.identifiers)
+
+
+def _label_arguments(trainer: nnUNetTrainer) -> dict[str, Any]:
+    labels = trainer.label_manager
+    return {
+        "foreground_labels": labels.foreground_labels,
+        "regions": labels.foreground_regions if labels.has_regions else None,
+        "ignore_label": labels.ignore_label,
+    }
+
+
+def _unaugmented(trainer: nnUNetTrainer, mirror_axes: tuple[int, ...] | None) -> ComposeTransforms:
+    """What nnU-Net does to validation patches, after flips where these are wanted."""
+    scales = trainer._get_deep_supervision_scales()
+    plain = trainer.get_validation_transforms(scales, is_cascaded=False, **_label_arguments(trainer))
+    flips = [MirrorTransform(allowed_axes=mirror_axes)] if mirror_axes else []
+    return ComposeTransforms([*flips, *plain.transforms])
 
 
 def _switch_off_benchmarks(transforms: Any) -> None:

@@ -202,6 +202,7 @@ class PrivacyPlan(_Section):
     patches_per_unit: Annotated[int, Field(ge=1)] = 2
     oversample_foreground: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.33
     mirroring: bool = True  # of nnU-Net's augmentation; without it predictions are not averaged over flips either
+    augmentation: Literal["nnunet", "none"] = "nnunet"  # all but flips
     optimizer: Optimizer = Optimizer()
     trainable: Trainable = Trainable()
     projection: Projection = Projection()

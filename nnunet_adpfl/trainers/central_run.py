@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from nnunet_adpfl.errors import BudgetExhaustedError
+from nnunet_adpfl.errors import BudgetExhaustedError, InputError
 from nnunet_adpfl.privacy import ledger as ledgers
 from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.privacy.ledger import Ledger
@@ -16,10 +16,20 @@ from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import patient_totals, post_processing, site_ledger
 from nnunet_adpfl.trainers.noise_control import NoiseControl
 from nnunet_adpfl.trainers.patient_loader import PatientLoader
+from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 from nnunet_adpfl.trainers.private_model import PrivateModel
 from nnunet_adpfl.trainers.private_training import BlockOutcome, PrivateTraining
 from nnunet_adpfl.trainers.run_folder import RunFolder
 from nnunet_adpfl.trainers.run_state import RunState
+
+
+def check_no_site_is_left_out(prepared: PreparedFold) -> None:
+    """InputError where a site only validates: a central run is entered in the odometers of all sites of the cohort."""
+    if left_out := sorted(set(prepared.cohort.sites) - set(prepared.sites)):
+        raise InputError(
+            f"fold {prepared.fold.name} leaves out site {left_out[0]}, and a central run is entered at every site of the cohort: take a "
+            "fold of `adpfl plan --folds patients`, or train federated"
+        )
 
 
 class CentralRun:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from nnunet_adpfl.errors import InputError
-from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy.noise import Randomness
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers import noise_control, post_processing, private_model, run_manifest
-from nnunet_adpfl.trainers.central_run import CentralRun
-from nnunet_adpfl.trainers.patient_loader import PatientLoader
+from nnunet_adpfl.trainers.central_run import CentralRun, check_no_site_is_left_out
+from nnunet_adpfl.trainers.patient_loader import PatientLoader, patch_source
 from nnunet_adpfl.trainers.private_model import PrivateModel
 from nnunet_adpfl.trainers.run_folder import RunFolder
 from nnunet_adpfl.trainers.run_state import Observer, RunState
@@ -40,18 +38,11 @@ def _train_locked(
     folder: RunFolder, device: torch.device, go_on: bool, workers: int | None, randomness: Randomness | None, observe: Observer | None
 ) -> None:
     prepared = folder.prepared
-    if left_out := sorted(set(prepared.cohort.sites) - set(prepared.sites)):
-        raise InputError(
-            f"fold {prepared.fold.name} leaves out site {left_out[0]}: a central run is entered at every site of the cohort; take a fold "
-            "of `adpfl plan --folds patients`, or train federated"
-        )
+    check_no_site_is_left_out(prepared)
     resumed = folder.resume(KIND) if go_on and not folder.is_bare() else None
     planned = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, device)
     model = private_model.build(planned, prepared.plan, run_manifest.engine_choice(folder.path) if resumed else None)
-    plan = prepared.plan
-    source = PatchSource(planned, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring)
-    if missing := sorted(set(prepared.fold.train) - source.cases):
-        raise InputError(f"{prepared.data_folder}: case {missing[0]} is not preprocessed; run `adpfl plan` again")
+    source = patch_source(planned, prepared)
     state = resumed[1] if resumed else folder.start(KIND, str(device), model.engine_choice, model.initial_digest)
     if state.finished:
         note(f"{folder.path}: the run is finished already ({state.steps_done} steps)")

@@ -18,9 +18,9 @@ from nnunet_adpfl.errors import AdpflError, InputError, PrivacyRefusedError
 from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.trainers import checkpoint as checkpoints
 from nnunet_adpfl.trainers import noise_control, post_processing, prepared_fold, private_model, run_manifest
-from nnunet_adpfl.trainers.central_run import CentralRun
+from nnunet_adpfl.trainers.central_run import CentralRun, check_no_site_is_left_out
 from nnunet_adpfl.trainers.parameters import weights_digest
-from nnunet_adpfl.trainers.patient_loader import PatientLoader, default_workers
+from nnunet_adpfl.trainers.patient_loader import PatientLoader, default_workers, patch_source
 from nnunet_adpfl.trainers.run_folder import RunFolder
 from nnunet_adpfl.trainers.run_state import RunState
 
@@ -99,12 +99,10 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
     def run_training(self) -> None:
         """All remaining blocks of the plan, then checkpoint_final.pth with nnU-Net's format."""
         with _errors_in_one_line(), run_manifest.locked(self.run_folder.path):
+            check_no_site_is_left_out(self.prepared)
             if not self.was_initialized:
                 self.initialize()
-            plan = self.prepared.plan
-            source = PatchSource(
-                self, self.prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring
-            )
+            source = patch_source(self, self.prepared)
             loader = PatientLoader(source, self.device)
             _leave_cores_to_loader(self.device)
             try:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
-from nnunet_adpfl.nnunet_compat.patches import PatchSource
+from nnunet_adpfl.nnunet_compat.patches import PatchSettings, PatchSource
 from nnunet_adpfl.privacy.gradients.interface import UnitPatches
 from nnunet_adpfl.trainers.parcel import Parcel
+from nnunet_adpfl.trainers.prepared_fold import PreparedFold
 
 DEFAULT_WORKERS = 2
 WORKERS_VARIABLE = "nnUNet_n_proc_DA"
@@ -35,6 +37,16 @@ class UnitRequest:
 
     cases: tuple[str, ...]
     key: bytes
+
+
+def patch_source(trainer: nnUNetTrainer, prepared: PreparedFold) -> PatchSource:
+    """Patches of the cases of a fold, as its privacy plan wants them. InputError where a case is not preprocessed."""
+    plan = prepared.plan
+    settings = PatchSettings(plan.patches_per_unit, plan.oversample_foreground, plan.mirroring, plan.augmentation)
+    source = PatchSource(trainer, prepared.data_folder, settings)
+    if missing := sorted(set(prepared.fold.train) - source.cases):
+        raise InputError(f"{prepared.data_folder}: case {missing[0]} is not preprocessed; run `adpfl plan` again")
+    return source
 
 
 class PatientLoader:

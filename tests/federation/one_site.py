@@ -13,13 +13,12 @@ from workspace import CONFIGURATION, LOCAL_STEPS, PLANS, SEED, Workspace
 
 from nnunet_adpfl.federation.client import Site
 from nnunet_adpfl.federation.messages import RoundTask, Weights
-from nnunet_adpfl.nnunet_compat.patches import PatchSource
 from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum
 from nnunet_adpfl.privacy.noise import Randomness
 from nnunet_adpfl.trainers import prepared_fold, private_model
-from nnunet_adpfl.trainers.patient_loader import PatientLoader
+from nnunet_adpfl.trainers.patient_loader import PatientLoader, patch_source
 
 NAME = "site-a"
 
@@ -29,7 +28,7 @@ def make(workspace: Workspace, *, randomness: Randomness | None = None, name: st
     prepared = prepared_fold.load(workspace.preprocessed, PLANS, CONFIGURATION, 0, "nnUNetTrainerADP")
     trainer = PlannedTrainer(prepared.plans, CONFIGURATION, prepared.dataset_json, torch.device("cpu"))
     plan = prepared.plan
-    source = PatchSource(trainer, prepared.data_folder, plan.patches_per_unit, plan.oversample_foreground, plan.mirroring)
+    source = patch_source(trainer, prepared)
     return Site(
         name,
         workspace.base / "run" / "sites" / name,

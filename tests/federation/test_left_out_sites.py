@@ -48,7 +48,7 @@ def test_the_site_left_out_spends_nothing_and_is_scored(workspace: Workspace, by
 
 def test_central_training_needs_every_site(workspace: Workspace, by_site: Any, tmp_path: Path) -> None:
     prepared = prepared_fold.load(workspace.preprocessed, by_site["plans"], workspaces.CONFIGURATION, 0, "nnUNetTrainerADP")
-    with pytest.raises(InputError, match="fold 0 leaves out site site-a: a central run"):
+    with pytest.raises(InputError, match="fold 0 leaves out site site-a, and a central run"):
         central_training.train_in(RunFolder(tmp_path / "run", prepared, "nnUNetTrainerADP"), torch.device("cpu"), workers=0)
     assert dataset_totals(workspace.preprocessed)["runs"] == 0
 

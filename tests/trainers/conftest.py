@@ -10,7 +10,7 @@ import torch
 from injected_randomness import InjectedRandomness
 from workspace import CONFIGURATION, PLANS, SEED, Workspace, read
 
-from nnunet_adpfl.nnunet_compat.patches import PatchSource
+from nnunet_adpfl.nnunet_compat.patches import PatchSettings, PatchSource
 from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.trainers import central_run
 from nnunet_adpfl.trainers.nnUNetTrainerADP import nnUNetTrainerADP
@@ -44,7 +44,7 @@ def source(workspace: Workspace) -> Callable[..., PatchSource]:
     def make(configuration: str = CONFIGURATION, patches: int = 2, foreground: float = 0.33) -> PatchSource:
         plans = read(workspace.preprocessed / f"{PLANS}.json")
         trainer = PlannedTrainer(plans, configuration, read(workspace.preprocessed / "dataset.json"), torch.device("cpu"))
-        return PatchSource(trainer, workspace.preprocessed / f"nnUNetPlans_{configuration}", patches, foreground)
+        return PatchSource(trainer, workspace.preprocessed / f"nnUNetPlans_{configuration}", PatchSettings(patches, foreground))
 
     return make
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from injected_randomness import InjectedRandomness
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from workspace import CONFIGURATION, PLANS, Workspace, ledgers, read, steps_paid
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
-from nnunet_adpfl.nnunet_compat.patches import PatchSource
+from nnunet_adpfl.nnunet_compat.patches import PatchSettings, PatchSource
 from nnunet_adpfl.nnunet_compat.training import PlannedTrainer
 from nnunet_adpfl.privacy import mechanism as mechanisms
 from nnunet_adpfl.privacy.gradients.interface import ClippedSum, UnitPatches
@@ -24,7 +25,13 @@ from nnunet_adpfl.privacy.noise import SecretRandomness
 from nnunet_adpfl.privacy.sampling import poisson_draw
 from nnunet_adpfl.trainers import prepared_fold
 from nnunet_adpfl.trainers.parcel import Parcel
-from nnunet_adpfl.trainers.patient_loader import PatientLoader, UnitRequest, UnreadableCaseError, default_workers
+from nnunet_adpfl.trainers.patient_loader import (
+    PatientLoader,
+    UnitRequest,
+    UnreadableCaseError,
+    default_workers,
+    patch_source,
+)
 from nnunet_adpfl.trainers.private_training import PrivateTraining
 
 Source = Callable[..., PatchSource]
@@ -326,8 +333,28 @@ def test_without_mirroring_no_patch_and_no_prediction_is_flipped(mirroring: bool
     workspace.edit_plan(mirroring=mirroring)
     prepared = prepared_fold.load(workspace.preprocessed, PLANS, CONFIGURATION, 0, "nnUNetTrainerADP")
     trainer = PlannedTrainer(prepared.plans, CONFIGURATION, prepared.dataset_json, torch.device("cpu"))
-    source = PatchSource(trainer, prepared.data_folder, 1, 1.0, prepared.plan.mirroring)
+    source = PatchSource(trainer, prepared.data_folder, PatchSettings(1, 1.0, prepared.plan.mirroring))
     names = [type(getattr(part, "transform", part)).__name__ for part in source._loader.transforms.transforms]
     assert ("MirrorTransform" in names) == mirroring
     axes = torch.load(workspace.train() / "checkpoint_final.pth", weights_only=True)["inference_allowed_mirroring_axes"]
     assert axes == ((0, 1, 2) if mirroring else None)
+
+
+@pytest.mark.parametrize("mirroring", [True, False])
+def test_without_augmentation_patches_are_cut_from_the_preprocessed_case(mirroring: bool, workspace: Workspace) -> None:
+    """As nnU-Net's nnUNetTrainerNoDA does; flips are asked for apart."""
+    workspace.edit_plan(augmentation="none", mirroring=mirroring, oversample_foreground=1.0, patches_per_unit=6)
+    prepared = prepared_fold.load(workspace.preprocessed, PLANS, CONFIGURATION, 0, "nnUNetTrainerADP")
+    trainer = PlannedTrainer(prepared.plans, CONFIGURATION, prepared.dataset_json, torch.device("cpu"))
+    source = patch_source(trainer, prepared)
+    case = min(prepared.fold.train)
+    image, labels, *_ = infer_dataset_class(str(prepared.data_folder))(str(prepared.data_folder)).load_case(case)
+    values = set(np.asarray(image).ravel().tolist()) | {0.0}  # zeros beyond the border
+    data, target = source.patches((case,), bytes(16))
+    assert data.shape[2:] == tuple(trainer.configuration_manager.patch_size)
+    assert set(data.numpy().ravel().tolist()) <= values
+    assert set(torch.unique(target[0]).tolist()) <= set(np.unique(np.asarray(labels)).tolist())
+    augmented = PatchSource(trainer, prepared.data_folder, PatchSettings(6, 1.0, mirroring)).patches((case,), bytes(16))[0]
+    assert not set(augmented.numpy().ravel().tolist()) <= values
+    flipped = [type(part).__name__ == "MirrorTransform" for part in source._loader.transforms.transforms]
+    assert any(flipped) == mirroring
