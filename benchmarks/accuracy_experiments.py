@@ -13,6 +13,7 @@ ABLATION = {
     "fixed": "adp-fl:clipping.method=fixed",
     "noise-decay": "adp-fl:noise_decay.plateaus=4;noise_decay.final_ratio=0.5",
     "data-driven": "adp-fl:adaptation.kind=data_driven",
+    "no-augmentation": "adp-fl:augmentation=none",
     "k1": "adp-fl:patches_per_unit=1",
     "k4": "adp-fl:patches_per_unit=4",
     "no-average": "adp-fl:optimizer.ema_decay=0",
@@ -85,18 +86,19 @@ def _plan(steps: int, patches: int, *others: str) -> tuple[str, ...]:
 
 EXPERIMENTS = {
     "skin": Experiment(
-        "2d", Cohort(60, "SmallSkin", 240), Cohort(61, "SmallSkinTuning", 240, seed=1000), _plan(40, 2),
+        "2d", Cohort(60, "SmallSkin", 240), Cohort(61, "SmallSkinTuning", 240, seed=1000),
+        _plan(40, 2, "--set", "augmentation=nnunet", "--set", "oversample_foreground=0.33"),
         variants={"adp-planned": "adp-fl:optimizer.learning_rate=0.78"},
         generator="ham10000", generator_options=("--heterogeneity", "0.5", "--size", "48x64"),
     ),
     "hippocampus": Experiment(
         "2d", Cohort(40, "Hippocampus"), Cohort(41, "HippocampusTuning"),
-        _plan(200, 16, "--set", "mirroring=false", "--set", "oversample_foreground=1.0", "--set", "optimizer.ema_decay=0.95",
-              "--set", "clipping.method=percentile"),
+        _plan(200, 16, "--set", "augmentation=none", "--set", "optimizer.ema_decay=0.95", "--set", "clipping.method=percentile"),
         methods="np-fl,dp-fl,adp-fl", epsilon_tuning=46.0,
         variants={
             "adp-planned": "adp-fl:optimizer.learning_rate=0.1",
-            "dp-stock": "dp-fl:patches_per_unit=1;mirroring=true;oversample_foreground=0.33",
+            "dp-stock": "dp-fl:patches_per_unit=1;mirroring=true;oversample_foreground=0.33;augmentation=nnunet",
+            "adp-precision": "adp-fl:rounds.weights=precision",
         },
     ),
     "ct": Experiment(

@@ -170,6 +170,7 @@ def _request(
         patches_per_unit=content.get("patches_per_unit"),
         oversample_foreground=content.get("oversample_foreground"),
         mirroring=content.get("mirroring"),
+        augmentation=content.get("augmentation"),
         noise_decay=content.get("noise_decay", {}).get("final_ratio"),
         clipping_method=clipping.get("method", percentile),
         optimizer=optimizer.get("name"),

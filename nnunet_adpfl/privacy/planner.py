@@ -20,6 +20,7 @@ SIGNAL_STEPS = 200  # at q = 1, where A no longer depends on the steps
 LEAST_NOISE = 2.0  # noise multiplier below which signal is lost
 PATCHES = (16, 8, 4, 2)  # K to choose from
 WANTED_DRAWS = DRAWS_PER_UNIT  # q T that compute shall allow with the K that is chosen
+FEW_DRAWS = 100  # q T up to which nnU-Net's augmentation is left out
 NNUNET_FOREGROUND = 0.33  # share of nnU-Net's patches that are centred on foreground
 CLIP_MOVE_NOISE = 0.2  # noise of a round's move of log C (one deviation); above it AUTO-S
 WEIGHT_NOISE = 0.25  # most noise that a training may add to each weight (one deviation)
@@ -65,6 +66,7 @@ def plan_training(request: Request) -> dict[str, Choice]:
         "patches_per_unit": patches,
         "oversample_foreground": _foreground(request),
         "mirroring": _mirroring(request),
+        "augmentation": _augmentation(request, best),
         "sampling_rate": _given(request.sampling_rate) or Choice(best.sampling_rate, _why_rate(best, lost)),
         "steps": _given(request.steps) or Choice(best.steps, _why_steps(request, best, int(patches.value))),
         "reserve_steps": _given(request.reserve_steps)
@@ -136,6 +138,15 @@ def _mirroring(request: Request) -> Choice:
     if request.images and request.images.oriented:
         return Choice(False, "volumes lie alike in all patients, and few private steps cannot learn every orientation")
     return Choice(True, "as nnU-Net: photographs have no orientation")
+
+
+def _augmentation(request: Request, best: Candidate) -> Choice:
+    if given := _given(request.augmentation):
+        return given
+    draws = best.sampling_rate * best.steps
+    if draws <= FEW_DRAWS:
+        return Choice("none", f"a patient is drawn {draws:.0f} times, too few to be learnt by heart; patients agree more without")
+    return Choice("nnunet", f"a patient is drawn {draws:.0f} times")
 
 
 def _best(request: Request, patches: int) -> Candidate:

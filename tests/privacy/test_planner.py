@@ -151,6 +151,12 @@ def test_more_patches_do_not_take_the_steps() -> None:
     assert (few["steps"], few["sampling_rate"]) == (many["steps"], many["sampling_rate"])
 
 
+def test_augmentation_is_for_patients_who_are_drawn_often() -> None:
+    assert values(request())["augmentation"] == "none"
+    assert values(request(steps=400, sampling_rate=0.25))["augmentation"] == "none"
+    assert values(request(steps=404, sampling_rate=0.25))["augmentation"] == "nnunet"
+
+
 def test_foreground_and_flips_follow_the_images() -> None:
     found = {images: values(request(images=images)) for images in (VOLUME_IN_2D, PHOTOGRAPH, LARGE_VOLUME, None)}
     assert [chosen["oversample_foreground"] for chosen in found.values()] == [1.0, 1.0, 0.33, 0.33]
@@ -203,7 +209,7 @@ def test_clipping_without_a_clip_norm_where_counts_tell_nothing() -> None:
 @pytest.mark.parametrize(
     "fixed",
     [{"steps": 40}, {"sampling_rate": 0.07}, {"patches_per_unit": 3}, {"reserve_steps": 0}, {"learning_rate": 0.3}, {"ema_decay": 0.0},
-     {"clipping_method": "fixed"}, {"optimizer": "adam"}, {"oversample_foreground": 0.5}, {"mirroring": False},
+     {"clipping_method": "fixed"}, {"optimizer": "adam"}, {"oversample_foreground": 0.5}, {"mirroring": False}, {"augmentation": "nnunet"},
      {"steps": 33, "sampling_rate": 0.9}, {"steps": 4000}, {"noise_decay": 0.5}],
 )  # fmt: skip
 def test_what_was_given_is_kept_and_marked(fixed: dict[str, Any]) -> None:
