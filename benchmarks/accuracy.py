@@ -16,10 +16,10 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accuracy_experiments import ABLATION, EXPERIMENTS, SIZES, Cohort, Experiment
+from accuracy_experiments import ABLATION, EXPERIMENTS, SIZES, WIDTHS, Cohort, Experiment
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _public_start(chosen: Experiment, cohort: Cohort, work: Path) -> Step:
 
 
 def _start_file(chosen: Experiment, work: Path) -> Path:
-    return work / f"start_{chosen.reported.number}.pth"
+    return work / f"start_{chosen.reported.number}_f{chosen.base_features}.pth"
 
 
 def _comparison(chosen: Experiment, work: Path, table: str, seeds: int, jobs: int) -> list[str]:
@@ -138,13 +138,15 @@ def _variants(rows: dict[str, str]) -> list[str]:
 
 
 def _sizes(chosen: Experiment, work: Path, seeds: int, jobs: int) -> list[Step]:
-    """Cohorts of other sizes, with the settings that were tuned for the reported one."""
+    """Cohorts of other sizes and networks of other widths, with the settings that were tuned for the reported one."""
     if chosen.generator is None:
         sys.exit("cohorts of other sizes are made up: choose skin, ct or brain")
+    others = [(chosen, cohort) for cohort in SIZES] + [(replace(chosen, base_features=width), chosen.reported) for width in WIDTHS]
     steps = []
-    for cohort in SIZES:
-        steps += [*_made_up_cohort(chosen, cohort, work), Step(_plan(chosen, cohort, epsilon=8.0)), _public_start(chosen, cohort, work)]
-        compared = _compare(chosen, cohort, work, "sizes", seeds, jobs)
+    for experiment, cohort in others:
+        steps += [*_made_up_cohort(chosen, cohort, work), Step(_plan(experiment, cohort, epsilon=8.0))]
+        steps.append(_public_start(experiment, cohort, work))
+        compared = _compare(experiment, cohort, work, f"sizes_f{experiment.base_features}", seeds, jobs)
         steps.append(Step([*compared, "--tuning", str(_tuned(chosen, work)), "--methods", "np-fl,dp-fl,adp-fl"]))
     return steps
 

@@ -114,3 +114,4 @@ SIZES = (  # training units of a site: four fifths of these
     *(Cohort(62 + index, f"Size{per_site}", 4 * per_site, 4, 2000 + index) for index, per_site in enumerate((31, 63, 125, 250))),
     *(Cohort(70 + index, f"Sites{sites}", 240, sites, 3000 + index) for index, sites in enumerate((2, 8))),
 )
+WIDTHS = (4, 16)  # features of the first stage, of the reported cohort

@@ -10,10 +10,9 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nnunet_adpfl.errors import InputError, PrivacyRefusedError
@@ -21,6 +20,9 @@ from nnunet_adpfl.nnunet_compat.patches import PatchSettings, PatchSource
 from nnunet_adpfl.privacy.gradients.interface import UnitPatches
 from nnunet_adpfl.trainers.parcel import Parcel
 from nnunet_adpfl.trainers.prepared_fold import PreparedFold
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 DEFAULT_WORKERS = 2
 WORKERS_VARIABLE = "nnUNet_n_proc_DA"
