@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accuracy_experiments import ABLATION, EXPERIMENTS, SIZES, WIDTHS, Cohort, Experiment
+from accuracy_experiments import ABLATION, EXPERIMENTS, WIDTHS, Cohort, Experiment, sizes
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,11 @@ def _sizes(chosen: Experiment, work: Path, seeds: int, jobs: int) -> list[Step]:
     """Cohorts of other sizes and networks of other widths, with the settings that were tuned for the reported one."""
     if chosen.generator is None:
         sys.exit("cohorts of other sizes are made up: choose skin, ct or brain")
-    others = [(chosen, cohort) for cohort in SIZES] + [(replace(chosen, base_features=width), chosen.reported) for width in WIDTHS]
+    others = [(chosen, cohort) for cohort in sizes(chosen.reported)]
+    others += [(replace(chosen, base_features=width), chosen.reported) for width in WIDTHS]
     steps = []
     for experiment, cohort in others:
-        steps += [*_made_up_cohort(chosen, cohort, work), Step(_plan(experiment, cohort, epsilon=8.0))]
+        steps += [*_made_up_cohort(chosen, cohort, work), *_plans(replace(experiment, reported=cohort))]
         steps.append(_public_start(experiment, cohort, work))
         compared = _compare(experiment, cohort, work, f"sizes_f{experiment.base_features}", seeds, jobs)
         steps.append(Step([*compared, "--tuning", str(_tuned(chosen, work)), "--methods", "np-fl,dp-fl,adp-fl"]))

@@ -110,8 +110,11 @@ EXPERIMENTS = {
         generator="brats2024", pretraining_steps=1500,
     ),
 }  # fmt: skip
-SIZES = (  # training units of a site: four fifths of these
-    *(Cohort(62 + index, f"Size{per_site}", 4 * per_site, 4, 2000 + index) for index, per_site in enumerate((31, 63, 125, 250))),
-    *(Cohort(70 + index, f"Sites{sites}", 240, sites, 3000 + index) for index, sites in enumerate((2, 8))),
-)
 WIDTHS = (4, 16)  # features of the first stage, of the reported cohort
+
+
+def sizes(reported: Cohort) -> list[Cohort]:
+    """Made-up cohorts with other numbers of patients at a site (four fifths of these train), and of sites."""
+    first, name = 10 * reported.number, reported.title
+    by_units = [Cohort(first + k, f"{name}Of{4 * n}", 4 * n, 4, 2000 + k) for k, n in enumerate((31, 63, 125, 250))]
+    return by_units + [Cohort(first + 5 + k, f"{name}At{n}", 240, n, 3000 + k) for k, n in enumerate((2, 8))]

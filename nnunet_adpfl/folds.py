@@ -71,8 +71,8 @@ def make_fold(splits: Sequence[Split], cohort: Cohort, fold: str | int) -> Fold:
 
 
 def left_out_sites(cohort: Cohort, fold: Fold) -> set[str]:
-    """Sites that only validate in a fold, with all of their cases: leave-one-site-out."""
-    only_validating = fold.val - fold.train
+    """Sites that only validate in a fold, with all of their cases: leave-one-site-out. None where nobody trains."""
+    only_validating = fold.val - fold.train if fold.train else frozenset()
     return set(cohort.sites) - {entry.site for case, entry in cohort.cases.items() if case not in only_validating}
 
 

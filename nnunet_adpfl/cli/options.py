@@ -39,8 +39,11 @@ PlansName = Annotated[
     str | None, typer.Option("-p", help="Another name for the plans, as nnU-Net's -overwrite_plans_name.")
 ]
 Folds = Annotated[
-    str,
-    typer.Option(help="patients: five folds, stratified by site. sites: fold k leaves out the k-th site and validates on it."),
+    str | None,
+    typer.Option(
+        help="patients: five folds, stratified by site. sites: fold k leaves out the k-th site and validates on it. "
+        "Default: as those that are there, else patients."
+    ),
 ]
 SmallSites = Annotated[
     str,

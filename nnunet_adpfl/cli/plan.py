@@ -23,7 +23,7 @@ def plan(
     planner: opt.Planner = "ExperimentPlanner",
     plans: opt.PlansName = None,
     base_features: opt.BaseFeatures = None,
-    folds: opt.Folds = "patients",
+    folds: opt.Folds = None,
     small_sites: opt.SmallSites = "refuse",
     epsilon: opt.Epsilon = None,
     delta: opt.Delta = None,

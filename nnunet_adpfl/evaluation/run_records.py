@@ -11,6 +11,8 @@ from nnunet_adpfl import folders, folds, json_files
 from nnunet_adpfl.cohort import Cohort, names_a_file
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.folds import Fold
+from nnunet_adpfl.privacy import hash_chain
+from nnunet_adpfl.privacy import ledger as ledgers
 from nnunet_adpfl.privacy import plan as privacy_plans
 from nnunet_adpfl.privacy.plan import PrivacyPlan
 
@@ -58,17 +60,30 @@ class RunRecords:
     def held_out_cases(self) -> list[str]:
         """Validation cases of the fold.
 
-        Raises InputError for the fold ``all``, which trained on every case, and for a fold without validation cases.
+        Raises InputError for the fold ``all``, which trained on every case, for a fold without validation cases, and where
+        the splits are no longer those that the run was made with: it may have trained on today's validation cases.
         """
         if self.manifest["fold"] == folds.ALL:
             raise InputError(
                 f"{self.path} trained on all cases (fold all), so none is held out and no score would be honest: "
                 "evaluate a numbered fold"
             )
+        self._check_splits_are_unchanged()
         cases = sorted(self.fold.val)
         if not cases:
             raise InputError(f"fold {self.manifest['fold']} has no validation case, so there is nothing to evaluate")
         return cases
+
+    def _check_splits_are_unchanged(self) -> None:
+        cohort, train = self.cohort, set(self.fold.train)
+        for path in sorted({*self.path.glob(f"sites/*/{ledgers.FILE_NAME}"), *self.path.glob(ledgers.FILE_NAME)}):
+            if first := next(iter(hash_chain.read(path).lines), None):
+                site = None if first["site"] == ALL_SITES else str(first["site"])
+                if ledgers.units_digest(sorted(cohort.cases_by_unit(site, train))) != first["units_digest"]:
+                    raise InputError(
+                        f"{self.path}: {folds.FILE_NAME} was changed after this run, which may have trained on what it holds out "
+                        "now: restore the file"
+                    )
 
     @property
     def privacy_plan(self) -> PrivacyPlan:

@@ -33,18 +33,6 @@ BOOTSTRAPS = 2_000
 FALSE_POSITIVES = 0.1
 
 
-class PlainPatches(PlannedTrainer):
-    """Patches as nnU-Net validates with: cropped, not augmented."""
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, Any, Any, Any]:  # noqa: N802
-        rotation, dummy_2d, _, mirroring = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        return rotation, dummy_2d, self.configuration_manager.patch_size, mirroring
-
-    def get_training_transforms(self, patch_size: Any, rotation: Any, scales: Any, *_: Any, **choices: Any) -> Any:
-        kept = ("is_cascaded", "foreground_labels", "regions", "ignore_label")
-        return self.get_validation_transforms(scales, **{name: choices[name] for name in kept})
-
-
 def demonstrate(runs: Sequence[Path]) -> dict[str, Any]:
     """Attack finished runs one by one; a run's members are the training units of its fold."""
     return {"note": NOTE, "runs": [attack(run) for run in runs]}
@@ -58,7 +46,10 @@ def attack(run: Path) -> dict[str, Any]:
     members = prepared.cases_by_unit()
     others = prepared.cohort.cases_by_unit(None, set(prepared.fold.val))
     if prepared.fold.name == "all" or not others:
-        raise InputError(f"{run}: fold {manifest.fold} has no validation {prepared.plan.unit}s to compare with; use a fold from 0 to 4")
+        raise InputError(f"{run}: fold {manifest.fold} has no validation {prepared.plan.unit}s to compare with; use a numbered fold")
+    if prepared.left_out_sites:
+        site = prepared.left_out_sites[0]
+        raise InputError(f"{run}: fold {manifest.fold} leaves out site {site}, whose {prepared.plan.unit}s are told by their site already")
     losses = _losses(run, prepared, {**members, **others})
     inside = np.array([losses[unit] for unit in members])
     outside = np.array([losses[unit] for unit in others])
@@ -97,11 +88,11 @@ def auc(members: Sample, others: Sample) -> float:
 
 
 def _losses(run: Path, prepared: PreparedFold, cases_by_unit: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    trainer = PlainPatches(prepared.plans, prepared.configuration, prepared.dataset_json, torch.device("cpu"))
+    trainer = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, torch.device("cpu"))
     network, loss = stock.build_network(trainer, prepared.plan.seed), stock.build_loss(trainer)
     path = run / checkpoints.FINAL
     checkpoints.load_weights(network, checkpoints.load(path)["network_weights"], str(path))
-    source = PatchSource(trainer, prepared.data_folder, PatchSettings(PATCHES, 1.0))
+    source = PatchSource(trainer, prepared.data_folder, PatchSettings(PATCHES, 1.0, mirroring=False, augmentation="none"))
     note(f"{run.parent.name}: loss on {len(cases_by_unit)} units")
     losses = {}
     for unit in track(sorted(cases_by_unit), "units"):

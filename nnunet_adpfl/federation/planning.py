@@ -17,12 +17,21 @@ from nnunet_adpfl.federation import denoising, dependent_runs, raw_cases
 from nnunet_adpfl.federation.examination import examined_fingerprint
 from nnunet_adpfl.federation.noisy_fingerprint import DEFAULT_NOISE, Asked, noisy_fingerprint, questions_about
 from nnunet_adpfl.federation.plans import adapted_plans, make_plans, public_plans
-from nnunet_adpfl.federation.preprocessing import Preprocessing, copy_labels, data_identifier
+from nnunet_adpfl.federation.preprocessing import Preprocessing, copy_labels, data_identifier, resolved
 from nnunet_adpfl.federation.raw_cases import RawCases
-from nnunet_adpfl.federation.splits import N_FOLDS, SPLIT_SEED, chosen_splits, new_splits, save_splits
+from nnunet_adpfl.federation.splits import (
+    N_FOLDS,
+    SPLIT_SEED,
+    check_kind,
+    chosen_splits,
+    kind_of,
+    new_splits,
+    save_splits,
+)
 from nnunet_adpfl.nnunet_compat.training import check_supported
 from nnunet_adpfl.privacy import accounting
 from nnunet_adpfl.privacy.plan import FingerprintRelease
+from nnunet_adpfl.privacy.planned_images import planned_images
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import site_ledger
 from nnunet_adpfl.trainers.prepared_fold import plans_digest
@@ -42,7 +51,7 @@ class PlanningChoices:
             patient used).
         planner: name of any stock planner class.
         base_features: features of the first stage, or AUTO; the plans then get the name PLANS_fN. None: as the planner says.
-        folds: ``patients``: stratified by site; ``sites``: leave-one-site-out.
+        folds: ``patients``: stratified by site; ``sites``: leave-one-site-out. None: as those that are there, else patients.
         small_sites: ``refuse`` or ``other`` (see make_splits).
         plans_name: as nnU-Net's -overwrite_plans_name. None: the planner's own.
         n_folds, seed: of the splits, where none exist yet.
@@ -52,7 +61,7 @@ class PlanningChoices:
     fingerprint: str = "pooled"
     planner: str = "ExperimentPlanner"
     base_features: int | str | None = None
-    folds: str = "patients"
+    folds: str | None = None
     small_sites: str = "refuse"
     plans_name: str | None = None
     n_folds: int = N_FOLDS
@@ -126,13 +135,15 @@ def prepare_dataset(
     check_planning_choices(choices, configurations)
     raw = raw_cases.load(raw_folder)
     cohort = _cohort_of(raw_folder, raw)
-    made = new_splits(cohort, choices.folds, n_folds=choices.n_folds, seed=choices.seed, small_sites=choices.small_sites)
+    kind = choices.folds or kind_of(preprocessed, cohort)
+    made = new_splits(cohort, kind, n_folds=choices.n_folds, seed=choices.seed, small_sites=choices.small_sites)
     replace_own, asked_for = not dependent_runs.any_run(results), choices.folds == "sites"
     splits = chosen_splits(made, cohort, [preprocessed, raw_folder], replace_own=replace_own, asked_for=asked_for)
     _refuse_changed_cohort(preprocessed, results, cohort)
     plans, merged, release = _plans(name, configurations, preprocessed, raw, cohort, choices, processes)
     for configuration in configurations:
         check_supported(plans, configuration)
+        planned_images(plans, resolved(plans, configuration))  # refused before the long work
     if choices.base_features == AUTO and width is not None:
         stock = PlannedDataset(preprocessed, plans, raw.dataset_json, cohort, splits, choices.fingerprint_kind, release)
         plans = adapted_plans(plans, width(stock))
@@ -205,6 +216,7 @@ def check_planning_choices(choices: PlanningChoices, configurations: Sequence[st
     """InputError for choices that are wrong whatever the data is."""
     if not configurations:
         raise InputError("no configuration given: add -c 2d or -c 3d_fullres")
+    check_kind(choices.folds)
     features = choices.base_features
     if features not in (None, AUTO) and not (isinstance(features, int) and features >= 1):
         raise InputError(f"--base-features {features} must be a whole number of 1 or more, or auto")

@@ -80,7 +80,7 @@ class Preprocessing:
 
     def _settings(self) -> str:
         """Digest of what the preprocessed cases depend on, apart from their own files."""
-        settings = {key: value for key, value in _resolved(self.plans, self.configuration).items() if key not in _IRRELEVANT}
+        settings = {key: value for key, value in resolved(self.plans, self.configuration).items() if key not in _IRRELEVANT}
         names = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel")
         labels = [self.raw.dataset_json["labels"], self.raw.dataset_json.get("regions_class_order")]
         content = [settings, {name: self.plans[name] for name in names}, labels]
@@ -120,7 +120,7 @@ class Preprocessing:
 
 def data_identifier(plans: dict[str, Any], configuration: str) -> str:
     """Name of the folder with a configuration's preprocessed cases."""
-    return str(_resolved(plans, configuration)["data_identifier"])
+    return str(resolved(plans, configuration)["data_identifier"])
 
 
 def copy_labels(preprocessed: Path, raw: RawCases) -> None:
@@ -176,10 +176,11 @@ def _default_processes() -> int:
     return int(text) if text.isdigit() and int(text) else min(8, os.cpu_count() or 1)
 
 
-def _resolved(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+def resolved(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """Settings of a configuration, with those that it inherits."""
     settings = dict(plans["configurations"][configuration])
     if "inherits_from" in settings:
-        settings = {**_resolved(plans, settings["inherits_from"]), **settings}
+        settings = {**resolved(plans, settings["inherits_from"]), **settings}
     return settings
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from nnunet_adpfl import folds
 from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.errors import InputError
+from nnunet_adpfl.federation.preprocessing import resolved
 from nnunet_adpfl.privacy import accounting, mechanism
 from nnunet_adpfl.privacy.choices import CHOSEN, DEFAULT_EPSILON, Choice, Request, default_delta
 from nnunet_adpfl.privacy.plan import FingerprintRelease, PrivacyPlan, Rounds, parse
@@ -77,7 +78,7 @@ def plan_privacy(
     Raises InputError naming the field that is out of range.
     """
     units = units_of_folds(cohort, splits)
-    images = None if configuration is None else planned_images(plans, configuration)
+    images = None if configuration is None else planned_images(plans, resolved(plans, configuration))
     content, reasons = _chosen(cohort, units, fingerprint, choices, release, images)
     digests = {"cohort_digest": cohort.digest(), "plans_digest": plans_digest(plans)}
     plan = mechanism.calibrated(parse({**content, **digests}, "privacy plan"))

@@ -51,11 +51,23 @@ def make_splits(
 
 def new_splits(cohort: Cohort, kind: str, *, n_folds: int, seed: int, small_sites: str) -> list[Split]:
     """Of ``patients`` (`make_splits`) or of ``sites`` (`leave_one_site_out`). InputError for another kind."""
-    if kind not in KINDS:
-        raise InputError(f"--folds {kind!r} is unknown; use {' or '.join(KINDS)}")
+    check_kind(kind)
     if kind == "sites":
         return leave_one_site_out(cohort)
     return make_splits(cohort, n_folds=n_folds, seed=seed, small_sites=small_sites)
+
+
+def check_kind(kind: str | None) -> None:
+    """InputError for a kind of folds that is neither known nor open."""
+    if kind not in (None, *KINDS):
+        raise InputError(f"--folds {kind!r} is unknown; use {' or '.join(KINDS)}")
+
+
+def kind_of(folder: Path, cohort: Cohort) -> str:
+    """Kind of the splits in a folder; ``patients`` where there are none, or others."""
+    if not (folder / folds.FILE_NAME).is_file() or len(cohort.sites) < 2:
+        return "patients"
+    return "sites" if folds.load_splits(folder, cohort) == leave_one_site_out(cohort) else "patients"
 
 
 def leave_one_site_out(cohort: Cohort) -> list[Split]:
@@ -94,7 +106,10 @@ def chosen_splits(
         if {case for split in found for case in (*split["train"], *split["val"])} != set(cohort.cases):
             raise InputError(f"{path} does not cover the cases of the cohort: move it away to have new splits made")
         if found != made and asked_for:
-            raise InputError(f"--folds sites: {path} has other splits, of runs that were made or of your own; move it away first")
+            raise InputError(
+                f"--folds sites: {path} has other splits, and runs were made with them, or they are your own: convert the data under "
+                "another data set number"
+            )
         if found != made:
             note(f"{path} is kept; move it away to have new splits made, grouped by unit and stratified by site")
         return found

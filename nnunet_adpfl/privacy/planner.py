@@ -21,6 +21,7 @@ LEAST_NOISE = 2.0  # noise multiplier below which signal is lost
 PATCHES = (16, 8, 4, 2)  # K to choose from
 WANTED_DRAWS = DRAWS_PER_UNIT  # q T that compute shall allow with the K that is chosen
 FEW_DRAWS = 100  # q T up to which nnU-Net's augmentation is left out
+SLICES_WITH_FOREGROUND = 0.67  # some without, against false positives beside the organ
 NNUNET_FOREGROUND = 0.33  # share of nnU-Net's patches that are centred on foreground
 CLIP_MOVE_NOISE = 0.2  # noise of a round's move of log C (one deviation); above it AUTO-S
 WEIGHT_NOISE = 0.25  # most noise that a training may add to each weight (one deviation)
@@ -105,11 +106,12 @@ def _given(value: float | int | str | bool | None) -> Choice | None:
 def _patches(request: Request) -> Choice:
     if given := _given(request.patches_per_unit):
         return given
-    held = request.images.patches if request.images else PATCHES[0] if request.compute else PATCHES[-1]
+    images = request.images
+    held = min(images.patches, images.at_once) if images else PATCHES[0] if request.compute else PATCHES[-1]
     useful = [number for number in PATCHES if number <= held] or [PATCHES[-1]]
     draws = _wanted_draws(request)
     if request.compute is None:
-        why = f"; a patient's image holds {held}" if request.images else ""
+        why = f"; an image holds {images.patches}, memory {images.at_once}" if images else ""
         return Choice(useful[0], f"steadier gradients than one patch, at no privacy cost{why}")
     paid = [number for number in useful if number * draws * request.total_units <= request.compute]
     if paid:
@@ -127,8 +129,11 @@ def _wanted_draws(request: Request) -> float:
 def _foreground(request: Request) -> Choice:
     if given := _given(request.oversample_foreground):
         return given
-    if request.images and request.images.whole:
-        return Choice(1.0, "patches show the whole image or slice: all with foreground, and patients agree far more")
+    images = request.images
+    if images and images.covered and images.patches == 1:
+        return Choice(1.0, "a patch shows the whole image")
+    if images and images.covered:
+        return Choice(SLICES_WITH_FOREGROUND, "a patch shows a whole slice: more with foreground, and patients agree more")
     return Choice(NNUNET_FOREGROUND, "as nnU-Net: larger images need patches without foreground too")
 
 

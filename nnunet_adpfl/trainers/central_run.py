@@ -25,10 +25,10 @@ from nnunet_adpfl.trainers.run_state import RunState
 
 def check_no_site_is_left_out(prepared: PreparedFold) -> None:
     """InputError where a site only validates: a central run is entered in the odometers of all sites of the cohort."""
-    if left_out := sorted(set(prepared.cohort.sites) - set(prepared.sites)):
+    if prepared.left_out_sites:
         raise InputError(
-            f"fold {prepared.fold.name} leaves out site {left_out[0]}, and a central run is entered at every site of the cohort: take a "
-            "fold of `adpfl plan --folds patients`, or train federated"
+            f"fold {prepared.fold.name} leaves out site {prepared.left_out_sites[0]}, and a central run is entered at every site of the "
+            "cohort: take a fold of `adpfl plan --folds patients`, or train federated"
         )
 
 

@@ -28,6 +28,7 @@ def train_in(
     observe: Observer | None = None,
 ) -> None:
     """Train the units of all sites in one pool; arguments and errors as of `federation.training.train_in`."""
+    check_no_site_is_left_out(folder.prepared)
     if not go_on:
         run_manifest.check_unused(folder.path)
     with run_manifest.locked(folder.path):
@@ -38,7 +39,6 @@ def _train_locked(
     folder: RunFolder, device: torch.device, go_on: bool, workers: int | None, randomness: Randomness | None, observe: Observer | None
 ) -> None:
     prepared = folder.prepared
-    check_no_site_is_left_out(prepared)
     resumed = folder.resume(KIND) if go_on and not folder.is_bare() else None
     planned = PlannedTrainer(prepared.plans, prepared.configuration, prepared.dataset_json, device)
     model = private_model.build(planned, prepared.plan, run_manifest.engine_choice(folder.path) if resumed else None)

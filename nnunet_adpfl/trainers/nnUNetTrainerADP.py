@@ -53,6 +53,7 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
             name = str(plans["plans_name"])
             preprocessed = folders.preprocessed_folder(str(plans["dataset_name"]))
             self.prepared = prepared_fold.load(preprocessed, name, configuration, fold, self.settings_of)
+            check_no_site_is_left_out(self.prepared)
             path = folders.run_folder(preprocessed.name, type(self).__name__, name, configuration, fold)
             self.run_folder = RunFolder(path, self.prepared, type(self).__name__)
             if not self.continuing and "--val" not in sys.argv:
@@ -99,7 +100,6 @@ class nnUNetTrainerADP(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by
     def run_training(self) -> None:
         """All remaining blocks of the plan, then checkpoint_final.pth with nnU-Net's format."""
         with _errors_in_one_line(), run_manifest.locked(self.run_folder.path):
-            check_no_site_is_left_out(self.prepared)
             if not self.was_initialized:
                 self.initialize()
             source = patch_source(self, self.prepared)

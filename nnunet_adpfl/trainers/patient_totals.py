@@ -1,7 +1,7 @@
 """The odometer's sum: what all runs ever made on a data set tell about one patient (design section 3).
 
 Three trainings on the same patients are three releases: seeds, repeats, abandoned runs and folds (a patient trains in
-four of five) are composed. Sites hold different patients, so the total of the data set is the maximum over them.
+all but one) are composed. Sites hold different patients, so the total of the data set is the maximum over them.
 """
 
 from __future__ import annotations

@@ -47,6 +47,11 @@ class PreparedFold:
         """Sites that have units to train with."""
         return sorted(self.plan.units_at(self.fold.name))
 
+    @property
+    def left_out_sites(self) -> list[str]:
+        """Sites of the cohort that only validate (leave-one-site-out)."""
+        return sorted(folds.left_out_sites(self.cohort, self.fold))
+
     def cases_by_unit(self, site: str | None = None) -> dict[str, list[str]]:
         """Training unit -> its cases, of one site or of all."""
         return self.cohort.cases_by_unit(site, set(self.fold.train))
@@ -66,12 +71,21 @@ class PreparedFold:
             )
         return public
 
+    def check_models_for_all(self, plan: PrivacyPlan) -> None:
+        """InputError where each site would have a model of its own, and a site that only validates none."""
+        if plan.rounds.strategy == "local" and self.left_out_sites:
+            raise InputError(
+                f"fold {self.fold.name} leaves out site {self.left_out_sites[0]}, and rounds.strategy local trains a model for each site "
+                "alone: none is for that site; take another strategy or a fold of `adpfl plan --folds patients`"
+            )
+
     def with_plan(self, plan: PrivacyPlan) -> PreparedFold:
         """The same fold with another privacy plan, noise calibrated; it must belong to the data like the first one.
 
         Raises PrivacyRefusedError or InputError where it does not.
         """
         _check_belongs(plan, self.plans, self.cohort, self.fold, self.preprocessed)
+        self.check_models_for_all(plan)
         changed = dataclasses.replace(self, plan=mechanism.calibrated(plan))
         if plan.is_data_driven and plan.adaptation.signal == "public_loss":
             changed.public_cases_by_unit()  # refused before the run begins
@@ -155,7 +169,7 @@ def _check_belongs(plan: PrivacyPlan, plans: dict[str, Any], cohort: Cohort, fol
             f"{plans['plans_name']}.json was changed after the privacy plan was made from it: run `adpfl plan` again"
         )
     declared, found = plan.units_at(fold.name), folds.training_units(cohort, fold)
-    without = sorted(set(declared) - set(found)) or sorted(set(cohort.sites) - set(found) - folds.left_out_sites(cohort, fold))
+    without = sorted((set(declared) | set(cohort.sites)) - set(found) - folds.left_out_sites(cohort, fold))
     if without:
         raise InputError(f"site {without[0]} has no training {plan.unit} in fold {fold.name}; leave it out of the cohort")
     if declared != found:

@@ -24,6 +24,7 @@ from nnunet_adpfl.privacy.plan import PrivacyPlan
 
 PLANS_NAME = "nnUNetPlans_tiny"
 SITES = ("north", "south")
+TRAINING = {"north": ["patient_0", "patient_2"], "south": ["patient_1", "patient_3"]}
 CASES = 6
 STEPS = 2
 
@@ -243,7 +244,7 @@ def _write_run(
 def _write_ledger(folder: Path, site: str, run: str, plan: PrivacyPlan, trainer: str) -> None:
     first = {
         "composition": "declared", "unit": plan.unit, "adjacency": plan.adjacency, "delta": plan.delta,
-        "target_epsilon": plan.epsilon, "plan_hash": plan.digest(), "units_digest": "d",
+        "target_epsilon": plan.epsilon, "plan_hash": plan.digest(), "units_digest": ledgers.units_digest(TRAINING[site]),
     }  # fmt: skip
     ledger = ledgers.Ledger.start(folder / ledgers.FILE_NAME, run, site, [], first)
     if trainer == "nnUNetTrainerNP":

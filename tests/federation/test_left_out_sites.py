@@ -13,6 +13,7 @@ from nnunet_adpfl import cohort as cohorts
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.evaluation.run_evaluation import evaluate_run
 from nnunet_adpfl.experiments import pipeline
+from nnunet_adpfl.experiments.comparison import comparison
 from nnunet_adpfl.experiments.pipeline import PlanningChoices
 from nnunet_adpfl.federation.privacy_planning import PrivacyChoices
 from nnunet_adpfl.trainers import central_training, prepared_fold
@@ -60,6 +61,43 @@ def test_folds_of_sites_do_not_give_way_to_splits_that_are_there(workspace: Work
     with pytest.raises(InputError, match=r"--folds sites: .* has other splits"):
         pipeline.plan(NAME, [workspaces.CONFIGURATION], PlanningChoices(base_features=2, folds="sites"), CHOICES)
     assert (workspace.preprocessed / "splits_final.json").read_bytes() == before
+
+
+def test_later_calls_keep_folds_of_sites(workspace: Workspace, by_site: Any) -> None:
+    path = workspace.preprocessed / "splits_final.json"
+    before = read(path)
+    assert len(before) == 2
+    pipeline.plan(NAME, [workspaces.CONFIGURATION], PlanningChoices(base_features=2), CHOICES)
+    assert read(path) == before
+    pipeline.plan(NAME, [workspaces.CONFIGURATION], PlanningChoices(base_features=2, folds="patients"), CHOICES)
+    assert len(read(path)) == 5
+
+
+def test_no_model_of_its_own_for_a_site_that_is_left_out(workspace: Workspace, by_site: Any) -> None:
+    with pytest.raises(InputError, match=r"leaves out site site-a, and rounds\.strategy local"):
+        workspace.train(fold=0, strategy="local")
+    for methods, message in ((("local",), "rounds.strategy local"), (("central",), "a central run")):
+        with pytest.raises(InputError, match=message):
+            comparison.compare(comparison.CompareSettings(NAME, workspaces.CONFIGURATION, "0", by_site["plans"], methods, ()))
+
+
+def test_a_fold_without_training_cases_is_refused(workspace: Workspace) -> None:
+    path = workspace.preprocessed / "splits_final.json"
+    path.write_text(json.dumps([{"train": [], "val": list(cohorts.load(workspace.preprocessed).cases)}]))
+    with pytest.raises(InputError, match="has no training patient in fold 0"):
+        pipeline.plan(NAME, [workspaces.CONFIGURATION], PlanningChoices(base_features=2), CHOICES)
+
+
+@pytest.mark.slow
+def test_a_run_is_not_scored_on_whom_it_trained_on(workspace: Workspace) -> None:
+    run = workspace.train()
+    path = workspace.preprocessed / "splits_final.json"
+    splits = read(path)
+    path.write_text(json.dumps([splits[1], splits[0], *splits[2:]]))
+    with pytest.raises(InputError, match="was changed after this run"):
+        evaluate_run(run, device="cpu", mirroring=False)
+    path.write_text(json.dumps(splits))
+    assert evaluate_run(run, device="cpu", mirroring=False)["cases"] == len(splits[0]["val"])
 
 
 def test_a_site_half_left_out_is_refused(workspace: Workspace) -> None:

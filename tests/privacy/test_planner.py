@@ -132,13 +132,14 @@ def test_more_compute_means_more_steps_and_more_patches() -> None:
     assert (values(small)["patches_per_unit"], values(large)["patches_per_unit"]) == (2, 16)
 
 
-VOLUME_IN_2D = PlannedImages(patches=36, oriented=True, whole=True)
-PHOTOGRAPH = PlannedImages(patches=1, oriented=False, whole=True)
-LARGE_VOLUME = PlannedImages(patches=12, oriented=True, whole=False)
+VOLUME_IN_2D = PlannedImages(patches=36, oriented=True, covered=True, at_once=72)
+PHOTOGRAPH = PlannedImages(patches=1, oriented=False, covered=True, at_once=16)
+LARGE_VOLUME = PlannedImages(patches=12, oriented=True, covered=False, at_once=2)
 
 
 def test_images_that_hold_many_patches_give_each_patient_more_of_them() -> None:
-    assert [values(request(images=images))["patches_per_unit"] for images in (VOLUME_IN_2D, LARGE_VOLUME, PHOTOGRAPH)] == [16, 8, 2]
+    assert [values(request(images=images))["patches_per_unit"] for images in (VOLUME_IN_2D, LARGE_VOLUME, PHOTOGRAPH)] == [16, 2, 2]
+    assert values(request(images=replace(VOLUME_IN_2D, at_once=12)))["patches_per_unit"] == 8
     for_four = 4 * 50 * sum(FEW)
     assert values(request(images=VOLUME_IN_2D, compute=for_four))["patches_per_unit"] == 4
     assert values(request(images=VOLUME_IN_2D, compute=for_four - 1))["patches_per_unit"] == 2
@@ -159,38 +160,42 @@ def test_augmentation_is_for_patients_who_are_drawn_often() -> None:
 
 def test_foreground_and_flips_follow_the_images() -> None:
     found = {images: values(request(images=images)) for images in (VOLUME_IN_2D, PHOTOGRAPH, LARGE_VOLUME, None)}
-    assert [chosen["oversample_foreground"] for chosen in found.values()] == [1.0, 1.0, 0.33, 0.33]
+    assert [chosen["oversample_foreground"] for chosen in found.values()] == [0.67, 1.0, 0.33, 0.33]
     assert [chosen["mirroring"] for chosen in found.values()] == [False, True, False, True]
 
 
 @pytest.mark.parametrize(
     ("patch", "spacing", "expected"),
     [
-        ((56, 40), (1.0, 1.0), PlannedImages(36, True, True)),
-        ((40, 56, 40), (1.0, 1.0, 1.0), PlannedImages(1, True, True)),
-        ((32, 32), (1.0, 1.0), PlannedImages(36 * 2 * 2, True, False)),
-        ((32, 32), (2.0, 2.0), PlannedImages(36, True, True)),
-        ((16, 32, 32), (1.0, 2.0, 2.0), PlannedImages(3, True, False)),
+        ((56, 40), (1.0, 1.0), PlannedImages(36, True, True, 9)),
+        ((40, 56, 40), (1.0, 1.0, 1.0), PlannedImages(1, True, True, 9)),
+        ((32, 32), (1.0, 1.0), PlannedImages(36 * 2 * 2, True, False, 9)),
+        ((32, 32), (2.0, 2.0), PlannedImages(36, True, True, 9)),
+        ((16, 32, 32), (1.0, 2.0, 2.0), PlannedImages(3, True, False, 9)),
     ],
 )
 def test_what_the_plan_says_about_images(patch: tuple[int, ...], spacing: tuple[float, ...], expected: PlannedImages) -> None:
     plans = {
         "original_median_shape_after_transp": [36, 50, 35],
         "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
-        "configurations": {"some": {"patch_size": list(patch), "spacing": list(spacing)}},
     }
-    assert planned_images(plans, "some") == expected
+    settings = {"patch_size": list(patch), "spacing": list(spacing), "batch_size": 9}
+    assert planned_images(plans, settings) == expected
+    for missing in settings:
+        with pytest.raises(InputError, match="does not say how large"):
+            planned_images(plans, {name: value for name, value in settings.items() if name != missing})
+    with pytest.raises(InputError, match="does not say how large"):
+        planned_images({}, settings)
 
 
 def test_a_photograph_has_one_slice_and_no_orientation() -> None:
     plans = {
         "original_median_shape_after_transp": [1, 450, 600],
         "original_median_spacing_after_transp": [999.0, 1.0, 1.0],
-        "configurations": {"2d": {"patch_size": [448, 640], "spacing": [1.0, 1.0]}},
     }
-    assert planned_images(plans, "2d") == PlannedImages(patches=2, oriented=False, whole=False)
-    plans["configurations"]["2d"]["patch_size"] = [512, 640]
-    assert planned_images(plans, "2d") == PHOTOGRAPH
+    settings = {"patch_size": [448, 640], "spacing": [1.0, 1.0], "batch_size": 16}
+    assert planned_images(plans, settings) == PlannedImages(patches=2, oriented=False, covered=False, at_once=16)
+    assert planned_images(plans, {**settings, "patch_size": [512, 640]}) == PHOTOGRAPH
 
 
 def test_a_small_epsilon_takes_fewer_steps_of_more_patients() -> None:

@@ -25,6 +25,7 @@ from nnunet_adpfl.privacy import plan as privacy_plans
 from nnunet_adpfl.privacy.plan import InitialWeights
 from nnunet_adpfl.progress import note
 from nnunet_adpfl.trainers import patient_totals, prepared_fold
+from nnunet_adpfl.trainers.central_run import check_no_site_is_left_out
 from nnunet_adpfl.trainers.patient_totals import COMPARISONS
 
 RESULT_FILE_NAME, TEXT_FILE_NAME = "comparison.json", "comparison.md"
@@ -109,10 +110,13 @@ def _checked(settings: CompareSettings) -> list[Method]:
         raise InputError("a method with the public start needs --init FILE (see `adpfl pretrain`)")
     for dataset in filter(None, (settings.dataset, settings.tune_on)):
         preprocessed = folders.preprocessed_folder(dataset)
-        prepared_fold.load(preprocessed, settings.plans, settings.configuration, settings.fold, "nnUNetTrainerADP")
+        prepared = prepared_fold.load(preprocessed, settings.plans, settings.configuration, settings.fold, "nnUNetTrainerADP")
         declared = privacy_plans.load(preprocessed / privacy_plans.file_name(settings.plans, settings.configuration))
         for method in chosen:
-            known_methods.plan_of(declared, method, {}, 0, InitialWeights())  # refuses fields that no plan has
+            plan = known_methods.plan_of(declared, method, {}, 0, InitialWeights())  # refuses fields that no plan has
+            prepared.check_models_for_all(plan)
+            if method.place == "central":
+                check_no_site_is_left_out(prepared)
     if settings.tune_on:
         tuning.check_other_patients(settings.dataset, settings.tune_on, settings.plans)
     return chosen

@@ -31,7 +31,7 @@ _PLAIN: dict[str, Any] = {
     "optimizer": {"name": "sgd", "momentum": 0.0, "ema_decay": 0.0, "tail_share": 0.0, "keep_fraction": 1.0},
     "trainable": {"random_mask": 1.0, "phases": []},
     "projection": {"dimensions": 0},
-    "rounds": {"strategy": "fedavg"},
+    "rounds": {"strategy": "fedavg", "weights": "declared"},
 }
 
 
@@ -71,7 +71,7 @@ _NP_GRID = {"optimizer.learning_rate_non_private": RATES, "optimizer.momentum": 
 _ADP_GRID = {"optimizer.learning_rate": PRIVATE_RATES}
 _DP_GRID = {"optimizer.learning_rate": PRIVATE_RATES, "clipping.clip_norm": CLIP_NORMS}
 _SVT_GRID = {**_NP_GRID, "update_filter.gamma": (1e-4, 1e-3, 1e-2)}
-_NP = {**_PLAIN, "rounds": {"strategy": "fedavg", "optimizer_state": "kept"}}  # momentum as nnU-Net has it, if it helps
+_NP = {**_PLAIN, "rounds": {**_PLAIN["rounds"], "optimizer_state": "kept"}}  # momentum as nnU-Net has it, if it helps
 _FILTERED = {**_NP, "clipping": {"method": "none"}}
 _LOCAL = {**_NP, "rounds": {"strategy": "local", "optimizer_state": "kept"}}
 
