@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import workspace as workspaces
+from tiny_dataset import NAME
+from workspace import Workspace, read
 
 from nnunet_adpfl import cohort as cohorts
 from nnunet_adpfl.errors import InputError
@@ -19,9 +22,6 @@ from nnunet_adpfl.federation.privacy_planning import PrivacyChoices
 from nnunet_adpfl.trainers import central_training, prepared_fold
 from nnunet_adpfl.trainers.patient_totals import dataset_totals
 from nnunet_adpfl.trainers.run_folder import RunFolder
-from tests import workspace as workspaces
-from tests.tiny_dataset import NAME
-from tests.workspace import Workspace, read
 
 CHOICES = PrivacyChoices(epsilon=20.0, delta=1e-2, steps=2, sampling_rate=0.5, patches_per_unit=1)
 

@@ -39,6 +39,7 @@ FUSED = "privacy/test_fused_engine.py"
 FUSED_NETWORKS = "trainers/test_fused_networks.py"
 CHALLENGES = "dataset_conversion/test_challenges.py"
 ASSIGNMENT = "dataset_conversion/test_site_assignment.py"
+LEFT_OUT = "federation/test_left_out_sites.py"
 COHORT_CHECK = "federation/test_cohort_check.py"
 MASKS = "privacy/test_rule_04_masks.py"
 MASKED_RUNS = "federation/test_masked_runs.py"
@@ -92,6 +93,21 @@ MUTANTS = (
         "the same image under another patient's name passes", 1, "federation/cohort_check.py",
         {"        if len(cases) < 2:": "        if len(cases) < 2 or len({cohort.cases[case].unit for case in cases}) > 1:"},
         (f"{COHORT_CHECK}::test_rule_01_the_same_image_of_two_patients_is_found_however_it_is_packed",),
+    ),
+    Mutant(
+        "a site is left out of a fold though some of its cases are nowhere", 1, "folds.py",
+        {"if case not in only_validating}": "if case in fold.train}"},
+        (f"{LEFT_OUT}::test_a_site_half_left_out_is_refused",),
+    ),
+    Mutant(
+        "a run is scored on patients that its changed splits hold out now", 1, "evaluation/run_records.py",
+        {"        self._check_splits_are_unchanged()\n": ""},
+        (f"{LEFT_OUT}::test_a_run_is_not_scored_on_whom_it_trained_on",),
+    ),
+    Mutant(
+        "a central run takes a fold that leaves out a site", 9, "trainers/central_run.py",
+        {"    if prepared.left_out_sites:": "    if False:"},
+        (f"{LEFT_OUT}::test_central_training_needs_every_site",),
     ),
     Mutant(
         "images are compared by their packed bytes", 1, "federation/cohort_check.py",
