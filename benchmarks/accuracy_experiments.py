@@ -93,7 +93,8 @@ EXPERIMENTS = {
     ),
     "hippocampus": Experiment(
         "2d", Cohort(40, "Hippocampus"), Cohort(41, "HippocampusTuning"),
-        _plan(200, 16, "--set", "augmentation=none", "--set", "optimizer.ema_decay=0.95", "--set", "clipping.method=percentile"),
+        _plan(200, 16, "--set", "oversample_foreground=1.0", "--set", "mirroring=false", "--set", "augmentation=none",
+              "--set", "optimizer.ema_decay=0.95", "--set", "clipping.method=percentile"),
         methods="np-fl,dp-fl,adp-fl", epsilon_tuning=46.0,
         variants={
             "adp-planned": "adp-fl:optimizer.learning_rate=0.1",
