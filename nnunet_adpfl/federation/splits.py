@@ -64,10 +64,13 @@ def check_kind(kind: str | None) -> None:
 
 
 def kind_of(folder: Path, cohort: Cohort) -> str:
-    """Kind of the splits in a folder; ``patients`` where there are none, or others."""
-    if not (folder / folds.FILE_NAME).is_file() or len(cohort.sites) < 2:
+    """Kind of the splits in a folder; ``patients`` where there are none, others, or those of another cohort."""
+    if len(cohort.sites) < 2:
         return "patients"
-    return "sites" if folds.load_splits(folder, cohort) == leave_one_site_out(cohort) else "patients"
+    try:
+        return "sites" if folds.load_splits(folder, cohort) == leave_one_site_out(cohort) else "patients"
+    except InputError:
+        return "patients"
 
 
 def leave_one_site_out(cohort: Cohort) -> list[Split]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nnunet_adpfl.cohort import Cohort, CohortEntry
 from nnunet_adpfl.errors import InputError
-from nnunet_adpfl.federation.splits import chosen_splits, leave_one_site_out, make_splits, new_splits, save_splits
+from nnunet_adpfl.federation.splits import chosen_splits, kind_of, leave_one_site_out, make_splits, new_splits, save_splits
 from nnunet_adpfl.folds import check_splits, left_out_sites, make_fold, training_units
 
 
@@ -73,6 +73,15 @@ def test_a_site_is_left_out_only_as_a_whole() -> None:
         assert left_out_sites(cohort, make_fold(make_splits(cohort), cohort, fold)) == set()
     halved = [{"train": ["a_0_0"], "val": ["b_0_0", "a_1_0"]}]  # some of b's cases are nowhere
     assert left_out_sites(cohort, make_fold(halved, cohort, 0)) == set()
+
+
+def test_splits_of_another_cohort_do_not_say_what_kind_is_wanted(tmp_path: Path) -> None:
+    cohort, larger = cohort_of({"a": 5, "b": 5}), cohort_of({"a": 6, "b": 5})
+    assert kind_of(tmp_path, cohort) == "patients"
+    save_splits(tmp_path, leave_one_site_out(larger), made_here=True)
+    assert (kind_of(tmp_path, larger), kind_of(tmp_path, cohort)) == ("sites", "patients")
+    save_splits(tmp_path, make_splits(cohort), made_here=True)
+    assert kind_of(tmp_path, cohort) == "patients"
 
 
 def test_one_site_cannot_be_left_out() -> None:
