@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from nnunet_adpfl.cohort import Cohort, CohortEntry
 from nnunet_adpfl.errors import InputError
-from nnunet_adpfl.federation.splits import chosen_splits, kind_of, leave_one_site_out, make_splits, new_splits, save_splits
+from nnunet_adpfl.federation.splits import (
+    chosen_splits,
+    kind_of,
+    leave_one_site_out,
+    make_splits,
+    new_splits,
+    save_splits,
+)
 from nnunet_adpfl.folds import check_splits, left_out_sites, make_fold, training_units
 
 
