@@ -68,14 +68,15 @@ class RunRecords:
                 f"{self.path} trained on all cases (fold all), so none is held out and no score would be honest: "
                 "evaluate a numbered fold"
             )
-        self._check_splits_are_unchanged()
-        cases = sorted(self.fold.val)
+        fold = self.fold
+        self._check_splits_are_unchanged(fold)
+        cases = sorted(fold.val)
         if not cases:
             raise InputError(f"fold {self.manifest['fold']} has no validation case, so there is nothing to evaluate")
         return cases
 
-    def _check_splits_are_unchanged(self) -> None:
-        cohort, train = self.cohort, set(self.fold.train)
+    def _check_splits_are_unchanged(self, fold: Fold) -> None:
+        cohort, train = self.cohort, set(fold.train)
         for path in sorted({*self.path.glob(f"sites/*/{ledgers.FILE_NAME}"), *self.path.glob(ledgers.FILE_NAME)}):
             if first := next(iter(hash_chain.read(path).lines), None):
                 site = None if first["site"] == ALL_SITES else str(first["site"])

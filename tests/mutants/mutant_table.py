@@ -101,7 +101,7 @@ MUTANTS = (
     ),
     Mutant(
         "a run is scored on patients that its changed splits hold out now", 1, "evaluation/run_records.py",
-        {"        self._check_splits_are_unchanged()\n": ""},
+        {"        self._check_splits_are_unchanged(fold)\n": ""},
         (f"{LEFT_OUT}::test_a_run_is_not_scored_on_whom_it_trained_on",),
     ),
     Mutant(
