@@ -111,7 +111,7 @@ def _score_parts(records: RunRecords, *, with_case_names: bool) -> dict[str, Any
     if not table.is_file():
         return {}
     scores = scoring.read_table(table)
-    dataset_json, plans = (_read_json(records.path.parent / name) for name in ("dataset.json", "plans.json"))
+    dataset_json, plans = (_of_the_run(records.path.parent / name) for name in ("dataset.json", "plans.json"))
     pictures = overlays.make_overlays(
         scores,
         records.path / PREDICTIONS_FOLDER,
@@ -123,7 +123,7 @@ def _score_parts(records: RunRecords, *, with_case_names: bool) -> dict[str, Any
     )
     matrix = records.path / site_matrix.JSON_FILE_NAME
     summary_file = records.path / SUMMARY_FILE_NAME
-    evaluation = _read_json(summary_file) if summary_file.is_file() else {}
+    evaluation = _of_the_run(summary_file) if summary_file.is_file() else {}
     return {
         "scores": scoring.summarise(scores),
         "evaluation": evaluation,
@@ -133,7 +133,7 @@ def _score_parts(records: RunRecords, *, with_case_names: bool) -> dict[str, Any
         "overlays": [{**asdict(p), "case": p.case if with_case_names else ""} for p in pictures],
         "truth_colour": figures.TRUTH_COLOUR,
         "prediction_colour": figures.PREDICTION_COLOUR,
-        "matrix": _read_json(matrix) if matrix.is_file() else None,
+        "matrix": _of_the_run(matrix) if matrix.is_file() else None,
     }
 
 
@@ -162,13 +162,5 @@ def _metric(value: float, name: str) -> str:
     return _figure(value, 2 if name.endswith("_mm") else 3)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json_files.load(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: it belongs to the run; restore it") from None
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); restore it") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it is not a JSON object")
-    return content
+def _of_the_run(path: Path) -> dict[str, Any]:
+    return json_files.load_object(path, "it belongs to the run; restore it")
