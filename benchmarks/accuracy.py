@@ -63,10 +63,11 @@ def _made_up(chosen: Experiment, work: Path) -> list[Step]:
 def _made_up_cohort(chosen: Experiment, cohort: Cohort, work: Path) -> list[Step]:
     made = work / cohort.title
     options = ["--cases", str(cohort.cases), "--sites", str(cohort.sites), "--seed", str(cohort.seed), *chosen.generator_options]
+    table = ["--sites", str(made / chosen.table_of_sites)] if chosen.table_of_sites else []
     return [
         Step(["adpfl", "synth", str(chosen.generator), str(made), *options], made),
         Step(
-            ["adpfl", "convert", str(chosen.generator), str(made), str(cohort.number), "--name", cohort.title],
+            ["adpfl", "convert", str(chosen.generator), str(made), str(cohort.number), "--name", cohort.title, *table],
             work / "raw" / cohort.folder / "cohort.json",
         ),
     ]

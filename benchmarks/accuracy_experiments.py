@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 BASIC = "local,central,np-fl,dp-fl,adp-fl,paper,paper-dp"
 PROJECTION = "projection.dimensions=50;projection.public_gradients=100;projection.refresh_steps=20"
+STOCK = "dp-fl:patches_per_unit=1;mirroring=true;oversample_foreground=0.33;augmentation=nnunet"
 ADAM = "adp-fl:optimizer.name=adam;optimizer.learning_rate=0.003;rounds.optimizer_state=kept"
 ABLATION = {
     "percentile": "adp-fl:clipping.method=percentile",
@@ -60,6 +61,7 @@ class Experiment:
         epsilon_tuning: of the tuning cohort, whose patients are made up or treated as public: about the noise per weight,
             z / (q N), that the reported cohort has at epsilon 8.
         generator: of made-up cohorts, as `adpfl synth` calls it.
+        table_of_sites: file of the made-up cohort that says where each patient was scanned, where conversion needs one.
         pretraining_steps: of the public start.
     """
 
@@ -72,6 +74,7 @@ class Experiment:
     epsilon_tuning: float = 8.0
     generator: str | None = None
     generator_options: tuple[str, ...] = ("--heterogeneity", "0.5")
+    table_of_sites: str | None = None
     pretraining_steps: int = 3000
     base_features: int = 8
 
@@ -98,17 +101,18 @@ EXPERIMENTS = {
         methods="np-fl,dp-fl,adp-fl", epsilon_tuning=46.0,
         variants={
             "adp-planned": "adp-fl:optimizer.learning_rate=0.1",
-            "dp-stock": "dp-fl:patches_per_unit=1;mirroring=true;oversample_foreground=0.33;augmentation=nnunet",
+            "dp-stock": STOCK,
             "adp-precision": "adp-fl:rounds.weights=precision",
         },
     ),
     "ct": Experiment(
-        "3d_fullres", Cohort(52, "KidneyCT", 120), Cohort(53, "KidneyCTTuning", 120, seed=1000), _plan(60, 2),
-        generator="kits23", pretraining_steps=1500,
+        "2d", Cohort(52, "KidneyCT", 120), Cohort(53, "KidneyCTTuning", 120, seed=1000), _plan(40, 4),
+        methods="np-fl,dp-fl,adp-fl", variants={"dp-stock": STOCK}, generator="kits23", table_of_sites="kits23_sites.csv",
+        base_features=4,
     ),
     "brain": Experiment(
-        "3d_fullres", Cohort(54, "BrainMRI", 120), Cohort(55, "BrainMRITuning", 120, seed=1000), _plan(60, 2),
-        generator="brats2024", pretraining_steps=1500,
+        "2d", Cohort(54, "BrainMRI", 120), Cohort(55, "BrainMRITuning", 120, seed=1000), _plan(40, 4),
+        methods="np-fl,dp-fl,adp-fl", variants={"dp-stock": STOCK}, generator="brats2024", base_features=4,
     ),
 }  # fmt: skip
 WIDTHS = (4, 16)  # features of the first stage, of the reported cohort

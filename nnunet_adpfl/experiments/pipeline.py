@@ -140,6 +140,8 @@ def _as_kept(plan: PrivacyPlan, path: Path) -> PlannedPrivacy:
     values = {}
     for name in CHOSEN:
         section, _, field = name.rpartition(".")
+        if name == "clipping.quantile" and plan.clipping.method != "percentile":
+            continue
         values[name] = (content[section] if section else content)[field]
     return PlannedPrivacy(plan, {name: Choice(value, f"kept from {path.name}", given=True) for name, value in values.items()})
 

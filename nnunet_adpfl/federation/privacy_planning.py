@@ -84,7 +84,11 @@ def plan_privacy(
     plan = mechanism.calibrated(parse({**content, **digests}, "privacy plan"))
     why = "the least that keeps steps and reserve within epsilon and delta, by privacy loss distributions"
     noise = Choice(plan.noise_multiplier or 0.0, why, given=content.get("noise_multiplier") is not None)
-    return PlannedPrivacy(plan, {name: {**reasons, "noise_multiplier": noise}[name] for name in CHOSEN})
+    return PlannedPrivacy(plan, _in_order({**reasons, "noise_multiplier": noise}))
+
+
+def _in_order(reasons: Mapping[str, Choice]) -> dict[str, Choice]:
+    return {name: reasons[name] for name in CHOSEN if name in reasons}
 
 
 def check_choices(
@@ -174,6 +178,7 @@ def _request(
         augmentation=content.get("augmentation"),
         noise_decay=content.get("noise_decay", {}).get("final_ratio"),
         clipping_method=clipping.get("method", percentile),
+        clipping_quantile=clipping.get("quantile"),
         optimizer=optimizer.get("name"),
         learning_rate=optimizer.get("learning_rate"),
         ema_decay=optimizer.get("ema_decay"),

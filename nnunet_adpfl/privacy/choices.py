@@ -13,9 +13,9 @@ from nnunet_adpfl.privacy.signal import effective_units
 DEFAULT_EPSILON = 8.0
 DRAWS_PER_UNIT = 50  # default compute: how often each training unit is drawn (q T), with K patches each time
 RESERVE_SHARE = 0.1  # of the steps, but at least two rounds: enough for a few interrupted rounds
-CHOSEN = (  # all fields that a plan says why of, but for the width of the network
+CHOSEN = (  # all fields that a plan may say why of, but for the width of the network
     "epsilon", "delta", "patches_per_unit", "oversample_foreground", "mirroring", "augmentation", "sampling_rate", "steps",
-    "reserve_steps", "noise_multiplier", "noise_decay.final_ratio", "clipping.method", "optimizer.name",
+    "reserve_steps", "noise_multiplier", "noise_decay.final_ratio", "clipping.method", "clipping.quantile", "optimizer.name",
     "optimizer.learning_rate", "optimizer.ema_decay",
 )  # fmt: skip
 
@@ -70,6 +70,7 @@ class Request:
     augmentation: str | None = None
     noise_decay: float | None = None
     clipping_method: str | None = None
+    clipping_quantile: float | None = None
     optimizer: str | None = None
     learning_rate: float | None = None
     ema_decay: float | None = None

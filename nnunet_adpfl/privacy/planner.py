@@ -24,6 +24,7 @@ FEW_DRAWS = 100  # q T up to which nnU-Net's augmentation is left out
 SLICES_WITH_FOREGROUND = 0.67  # some without, against false positives beside the organ
 NNUNET_FOREGROUND = 0.33  # share of nnU-Net's patches that are centred on foreground
 CLIP_MOVE_NOISE = 0.2  # noise of a round's move of log C (one deviation); above it AUTO-S
+BELOW_CLIP_NORM = 0.2  # share of units whose gradients stay below an adaptive C
 WEIGHT_NOISE = 0.25  # most noise that a training may add to each weight (one deviation)
 MOST_LEARNING_RATE = 1.0  # of gradients with norm 1 or less
 LEAST_LEARNING_RATE = 0.05  # where noise allows less, fewer steps are taken instead: each has more patients then
@@ -72,7 +73,7 @@ def plan_training(request: Request) -> dict[str, Choice]:
         "steps": _given(request.steps) or Choice(best.steps, _why_steps(request, best, int(patches.value))),
         "reserve_steps": _given(request.reserve_steps)
         or Choice(request.reserve(best.steps), "a tenth of the steps or two rounds, paid for beforehand for interrupted rounds"),
-        "clipping.method": _clipping(request, best),
+        **_clipping(request, best),
         "noise_decay.final_ratio": _given(request.noise_decay)
         or Choice(1.0, "constant: a decay to half costs 23 % more variance on average"),
         "optimizer.name": _given(request.optimizer) or Choice("sgd", "Adam's second moments would follow the noise"),
@@ -216,7 +217,15 @@ def _why_steps(request: Request, best: Candidate, patches: int) -> str:
     return f"as many as compute allows at this q: {total:,.0f} of {allowed:,} patches over all sites"
 
 
-def _clipping(request: Request, best: Candidate) -> Choice:
+def _clipping(request: Request, best: Candidate) -> dict[str, Choice]:
+    method = _clipping_method(request, best)
+    if method.value != "percentile":
+        return {"clipping.method": method}
+    why = "most gradients reach C, which the noise goes by, and so count for as much as they can"
+    return {"clipping.method": method, "clipping.quantile": _given(request.clipping_quantile) or Choice(BELOW_CLIP_NORM, why)}
+
+
+def _clipping_method(request: Request, best: Candidate) -> Choice:
     if given := _given(request.clipping_method):
         return given
     noise = count_move_noise(request, best)

@@ -43,7 +43,7 @@ def test_every_choice_has_a_reason_and_is_in_the_file(
     for name in CHOSEN:
         section, _, field = name.rpartition(".")
         assert (plan[section] if section else plan)[field] == choices[name]["value"], name
-    given = {"epsilon", "steps", "optimizer.learning_rate", "clipping.method", "base_features"}
+    given = {"epsilon", "steps", "optimizer.learning_rate", "clipping.method", "clipping.quantile", "base_features"}
     assert {name for name, choice in choices.items() if choice["given"]} == given
     assert all(choice["why"] for choice in choices.values())
     assert choices["clipping.method"]["value"] == "percentile", "its quantile was given"

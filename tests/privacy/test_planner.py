@@ -211,21 +211,30 @@ def test_clipping_without_a_clip_norm_where_counts_tell_nothing() -> None:
     assert values(request((300,) * 3))["clipping.method"] == "percentile"
 
 
+def test_most_gradients_reach_an_adaptive_clip_norm() -> None:
+    """Noise goes by C, and gradients below C count for less than they may."""
+    assert values(request((300,) * 3))["clipping.quantile"] == 0.2
+    assert "clipping.quantile" not in values(request((10, 8))), "AUTO-S has no clip norm"
+
+
 @pytest.mark.parametrize(
     "fixed",
     [{"steps": 40}, {"sampling_rate": 0.07}, {"patches_per_unit": 3}, {"reserve_steps": 0}, {"learning_rate": 0.3}, {"ema_decay": 0.0},
-     {"clipping_method": "fixed"}, {"optimizer": "adam"}, {"oversample_foreground": 0.5}, {"mirroring": False}, {"augmentation": "nnunet"},
+     {"clipping_method": "fixed"}, {"clipping_method": "percentile", "clipping_quantile": 0.4}, {"optimizer": "adam"},
+     {"oversample_foreground": 0.5}, {"mirroring": False}, {"augmentation": "nnunet"},
      {"steps": 33, "sampling_rate": 0.9}, {"steps": 4000}, {"noise_decay": 0.5}],
 )  # fmt: skip
 def test_what_was_given_is_kept_and_marked(fixed: dict[str, Any]) -> None:
     names = {"learning_rate": "optimizer.learning_rate", "ema_decay": "optimizer.ema_decay", "clipping_method": "clipping.method",
+             "clipping_quantile": "clipping.quantile",
              "optimizer": "optimizer.name", "noise_decay": "noise_decay.final_ratio"}  # fmt: skip
     found = plan_training(request(**fixed))
     for name, value in fixed.items():
         choice = found[names.get(name, name)]
         assert (choice.value, choice.given) == (value, True)
     assert {name for name, choice in found.items() if choice.given} == {names.get(name, name) for name in fixed}
-    assert set(CHOSEN) == {*found, "epsilon", "delta", "noise_multiplier"}
+    without = set() if found["clipping.method"].value == "percentile" else {"clipping.quantile"}
+    assert set(CHOSEN) - without == {*found, "epsilon", "delta", "noise_multiplier"}
 
 
 def test_given_steps_leave_compute_to_the_sampling_rate() -> None:
