@@ -9,7 +9,7 @@ PROJECTION = "projection.dimensions=50;projection.public_gradients=100;projectio
 STOCK = "dp-fl:patches_per_unit=1;mirroring=true;oversample_foreground=0.33;augmentation=nnunet"
 ADAM = "adp-fl:optimizer.name=adam;optimizer.learning_rate=0.003;rounds.optimizer_state=kept"
 ABLATION = {
-    "percentile": "adp-fl:clipping.method=percentile",
+    "percentile-median": "adp-fl:clipping.method=percentile;clipping.quantile=0.5",
     "auto-s": "adp-fl:clipping.method=auto_s",
     "fixed": "adp-fl:clipping.method=fixed",
     "noise-decay": "adp-fl:noise_decay.plateaus=4;noise_decay.final_ratio=0.5",

@@ -4,7 +4,7 @@
     adpfl convert msd OUT/reported/Task04_Hippocampus 40 && adpfl cohort 40 --sites OUT/reported/sites.csv --unit patient
     adpfl convert msd OUT/tuning/Task04_Hippocampus 41 && adpfl cohort 41 --sites OUT/tuning/sites.csv --unit patient
 
-Cases 2k-1 and 2k are almost surely the two sides of one person (docs/results.md), so they stay together. One person in four of
+Cases 2k-1 and 2k are almost surely the two sides of one person (docs/explorations.md), so they stay together. One person in four of
 every site goes to the tuning cohort.
 """
 
