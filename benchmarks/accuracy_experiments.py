@@ -106,12 +106,12 @@ EXPERIMENTS = {
         },
     ),
     "ct": Experiment(
-        "2d", Cohort(52, "KidneyCT", 120), Cohort(53, "KidneyCTTuning", 120, seed=1000), _plan(40, 4),
+        "2d", Cohort(52, "KidneyCT", 120), Cohort(53, "KidneyCTTuning", 120, seed=1000), _plan(100, 8),
         methods="np-fl,dp-fl,adp-fl", variants={"dp-stock": STOCK}, generator="kits23", table_of_sites="kits23_sites.csv",
         base_features=4,
     ),
     "brain": Experiment(
-        "2d", Cohort(54, "BrainMRI", 120), Cohort(55, "BrainMRITuning", 120, seed=1000), _plan(40, 4),
+        "2d", Cohort(54, "BrainMRI", 120), Cohort(55, "BrainMRITuning", 120, seed=1000), _plan(100, 8),
         methods="np-fl,dp-fl,adp-fl", variants={"dp-stock": STOCK}, generator="brats2024", base_features=4,
     ),
 }  # fmt: skip
