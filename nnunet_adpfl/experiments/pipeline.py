@@ -22,7 +22,7 @@ from nnunet_adpfl.federation.planning import PlannedDataset, PlanningChoices, ch
 from nnunet_adpfl.federation.privacy_planning import PlannedPrivacy, PrivacyChoices
 from nnunet_adpfl.federation.training import train
 from nnunet_adpfl.privacy import plan as privacy_plans
-from nnunet_adpfl.privacy.choices import CHOSEN, Choice, to_json
+from nnunet_adpfl.privacy.choices import Choice, explained_fields, to_json
 from nnunet_adpfl.privacy.plan import PrivacyPlan
 from nnunet_adpfl.privacy.planner import WIDTHS
 from nnunet_adpfl.privacy.summary import summarise
@@ -138,10 +138,8 @@ def _advised_width(stock: PlannedDataset, configurations: Sequence[str], privacy
 def _as_kept(plan: PrivacyPlan, path: Path) -> PlannedPrivacy:
     content = plan.model_dump(mode="json")
     values = {}
-    for name in CHOSEN:
+    for name in explained_fields(plan.clipping.method):
         section, _, field = name.rpartition(".")
-        if name == "clipping.quantile" and plan.clipping.method != "percentile":
-            continue
         values[name] = (content[section] if section else content)[field]
     return PlannedPrivacy(plan, {name: Choice(value, f"kept from {path.name}", given=True) for name, value in values.items()})
 

@@ -14,7 +14,7 @@ from nnunet_adpfl.cohort import Cohort
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation.preprocessing import resolved
 from nnunet_adpfl.privacy import accounting, mechanism
-from nnunet_adpfl.privacy.choices import CHOSEN, DEFAULT_EPSILON, Choice, Request, default_delta
+from nnunet_adpfl.privacy.choices import DEFAULT_EPSILON, Choice, Request, default_delta, explained_fields
 from nnunet_adpfl.privacy.plan import FingerprintRelease, PrivacyPlan, Rounds, parse
 from nnunet_adpfl.privacy.planned_images import PlannedImages, planned_images
 from nnunet_adpfl.privacy.planner import plan_training
@@ -84,11 +84,8 @@ def plan_privacy(
     plan = mechanism.calibrated(parse({**content, **digests}, "privacy plan"))
     why = "the least that keeps steps and reserve within epsilon and delta, by privacy loss distributions"
     noise = Choice(plan.noise_multiplier or 0.0, why, given=content.get("noise_multiplier") is not None)
-    return PlannedPrivacy(plan, _in_order({**reasons, "noise_multiplier": noise}))
-
-
-def _in_order(reasons: Mapping[str, Choice]) -> dict[str, Choice]:
-    return {name: reasons[name] for name in CHOSEN if name in reasons}
+    all_reasons = {**reasons, "noise_multiplier": noise}
+    return PlannedPrivacy(plan, {name: all_reasons[name] for name in explained_fields(plan.clipping.method)})
 
 
 def check_choices(

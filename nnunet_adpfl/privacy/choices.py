@@ -20,6 +20,11 @@ CHOSEN = (  # all fields that a plan may say why of, but for the width of the ne
 )  # fmt: skip
 
 
+def explained_fields(clipping_method: str) -> list[str]:
+    """Those of CHOSEN that mean something with this clipping: only percentile clipping has a quantile."""
+    return [name for name in CHOSEN if name != "clipping.quantile" or clipping_method == "percentile"]
+
+
 @dataclass(frozen=True)
 class Choice:
     """One field of the plan.
