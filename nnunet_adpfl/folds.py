@@ -36,7 +36,7 @@ def load_splits(preprocessed: Path, cohort: Cohort) -> list[Split]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `adpfl plan` for this data set") from None
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): run `adpfl plan` again") from None
+        raise InputError(f"{path} is not valid JSON ({error}): move it away and run `adpfl plan`") from None
     check_splits(splits, cohort, str(path))
     return list(splits)
 
@@ -44,10 +44,10 @@ def load_splits(preprocessed: Path, cohort: Cohort) -> list[Split]:
 def check_splits(splits: object, cohort: Cohort, origin: str) -> None:
     """InputError unless ``splits`` is a list of folds whose cases the cohort knows and whose units are on one side."""
     if not isinstance(splits, list) or not all(isinstance(s, dict) and {"train", "val"} <= set(s) for s in splits):
-        raise InputError(f"{origin} is not a list of folds with train and val: make it anew with `adpfl plan`")
+        raise InputError(f"{origin} is not a list of folds with train and val: move it away and run `adpfl plan`")
     for split in splits:
         if not all(isinstance(split[side], list) and all(isinstance(case, str) for case in split[side]) for side in ("train", "val")):
-            raise InputError(f"{origin}: train and val of a fold must be lists of case names: make it anew with `adpfl plan`")
+            raise InputError(f"{origin}: train and val of a fold must be lists of case names: move it away and run `adpfl plan`")
     for number, split in enumerate(splits):
         unknown = sorted((set(split["train"]) | set(split["val"])) - set(cohort.cases))
         if unknown:

@@ -296,6 +296,17 @@ def test_splits_beside_the_raw_data_are_used(tiny: Path) -> None:
     assert prepare_dataset(NAME, ["2d"]).splits == splits
 
 
+@pytest.mark.parametrize("kind", [None, "patients", "sites"])
+def test_damaged_splits_are_refused_and_kept(tiny: Path, kind: str | None) -> None:
+    planned = prepare_dataset(NAME, ["2d"])
+    path = planned.preprocessed / folds.FILE_NAME
+    path.write_text(path.read_text()[:-40])
+    damaged = path.read_bytes()
+    with pytest.raises(InputError, match=r"splits_final.json is not valid JSON.*move it away"):
+        prepare_dataset(NAME, ["2d"], PlanningChoices(folds=kind))
+    assert path.read_bytes() == damaged
+
+
 @pytest.mark.parametrize("listed", [False, True])
 def test_files_are_found_as_nnunet_finds_them(tiny: Path, listed: bool) -> None:
     if listed:
