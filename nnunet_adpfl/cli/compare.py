@@ -49,7 +49,7 @@ def compare(
 
     Example: adpfl compare 4 2d 0 -p nnUNetPlans_f8 --methods np-fl,dp-fl,adp-fl --seeds 10 --tune-on 5
     """
-    from nnunet_adpfl.experiments.comparison import comparison, table
+    from nnunet_adpfl.experiments.comparison import comparison, table_text
 
     names = [part.strip() for part in methods.split(",") if part.strip()]
     settings = comparison.CompareSettings(
@@ -60,5 +60,5 @@ def compare(
     if as_json:
         opt.print_json(found)
         return
-    typer.echo(table.markdown(found))
+    typer.echo(table_text.markdown(found))
     typer.echo(f"runs, table and pictures: {found['folder']}")

@@ -20,6 +20,7 @@ NOT_COVERED = [
     "floating-point effects of Gaussian noise, and timing of the training process",
 ]
 NOT_COVERED_PLAN = "the nnU-Net plan: it was made from a pooled fingerprint without noise"
+OF_TRAINING = "the training: "  # begins the reason why a training has no guarantee at all
 
 
 def ledger_files(run: Path) -> list[Path]:
@@ -56,7 +57,7 @@ def summarise(run: Path) -> dict[str, Any]:
         firsts.append(first)
         openly = [line for line in content.lines if line["event"] == "non_private"]
         scopes |= {str(line.get("scope")) for line in openly}
-        reasons |= {f"the training: {line.get('reason')}" for line in openly if line.get("scope") == "training"}
+        reasons |= {f"{OF_TRAINING}{line.get('reason')}" for line in openly if line.get("scope") == "training"}
     if run.is_dir():
         _check_against_checkpoint(run)
     deltas = {first["delta"] for first in firsts}

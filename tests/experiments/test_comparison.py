@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,33 @@ def test_tuning_tries_every_setting_on_others_and_keeps_the_best(workspace: Work
     kept.write_text(json.dumps({"tried": 1}))
     with pytest.raises(InputError, match="not the tuning"):
         tuning.load(kept)
+
+
+def test_settings_of_an_earlier_tuning_are_used_and_missing_ones_refused(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "check_other_patients", lambda *_: None)
+    path = workspace.base / "tuning.json"
+    tuning.save(path, tiny_dataset.NAME, {"adp-fl": [({"optimizer.learning_rate": 0.07}, [0.5])]})
+    with pytest.raises(InputError, match=r"has no settings of np-fl \(it has adp-fl\): tune it too"):
+        compare(settings(workspace, tuning=path))
+    assert not list(workspace.results.rglob("run.json"))
+    variant = "by-hand=np-fl:optimizer.learning_rate_non_private=1;optimizer.momentum=0"  # nothing of it is left to tune
+    found = compare(settings(workspace, methods=("adp-fl",), variants=(variant,), tuning=path))
+    assert found["methods"]["adp-fl"]["tuned"] == {"optimizer.learning_rate": 0.07}
+    plan = privacy_plans.load(Path(found["folder"]) / "adp-fl" / "seed_0" / "privacy_plan.json")
+    assert plan.optimizer.learning_rate == 0.07
+
+
+def test_rule_12_paper_methods_promise_nothing_and_the_table_says_what_their_own_epsilons_come_to(workspace: Workspace) -> None:
+    found = compare(settings(workspace, methods=("paper", "paper-dp")))
+    text = (Path(found["folder"]) / "comparison.md").read_text()
+    for name in ("paper", "paper-dp"):
+        row = found["methods"][name]
+        assert (row["epsilon"], row["guarantee"]) == (None, "none")
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{name}: the training: ")]
+        assert "no formal patient-level guarantee" in line
+        assert re.search(r"\d{3,}|e\+\d", line), "the honest sum over coordinates and rounds"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_adpfl.experiments.comparison import statistics, table
+from nnunet_adpfl.experiments.comparison import statistics, table, table_text
 
 
 def scores(mean: float, *, seeds: int = 10, cases: int = 20, noise: float = 0.0, draw: int = 0) -> np.ndarray:
@@ -77,7 +77,7 @@ def result(seed: int, dice: float, curve: list[float]) -> dict[str, object]:
     mean = {"dice": dice, "hd95_mm": 2.0, "nsd": 0.5}
     return {
         "seed": seed, "mean": mean, "sites": {"a": mean}, "classes": {"ball": mean}, "curve": curve, "epsilon": None, "tuned": {},
-        "guarantee": "none", "dice_of_units": {"one": dice - 0.1, "two": dice + 0.1},
+        "guarantee": "none", "not_covered": ["other runs", "the training: nothing is promised"], "dice_of_units": {"one": dice - 0.1, "two": dice + 0.1},
     }  # fmt: skip
 
 
@@ -92,9 +92,49 @@ def test_table_has_every_figure_and_reads_well() -> None:
     assert found["methods"]["np-fl"]["dice"]["mean"] == pytest.approx(0.901)
     assert found["methods"]["np-fl"]["dice"]["std_seeds"] == pytest.approx(0.001)
     assert found["methods"]["np-fl"]["dice"]["std_units"] == pytest.approx(np.std([0.801, 1.001], ddof=1))
-    text = table.markdown(found)
-    assert text.count("\n| ") == len(levels)
+    text = table_text.markdown(found)
+    assert text.count("\n| ") == 3 * len(levels) + 2  # methods, sites, classes, and the headings of the last two
     assert "same_start: gap 0.4000" in text
+    assert "dp-fl, np-fl, adp-fl not tuned (--tune-on): this share is no evidence" in text
+    assert "| np-fl | not tuned | 0.901 |" in text
+    assert "\n| Dice of sites | a |\n" in text
+    assert "\nnp-fl: the training: nothing is promised\n" in text
+    assert "other runs" not in text
+
+
+def test_table_says_what_each_method_was_tuned_to_and_warns_of_none_that_was() -> None:
+    tuned = {"optimizer.learning_rate": 0.3, "clipping.clip_norm": 0.1}
+    runs = {name: [{**result(0, level, []), "tuned": tuned}] for name, level in (("np-fl", 0.9), ("dp-fl", 0.5), ("adp-fl", 0.7))}
+    text = table_text.markdown(table.figures(runs))
+    assert "| dp-fl | learning_rate 0.3, clip_norm 0.1 | 0.500 |" in text
+    assert "not tuned" not in text
+
+
+def test_steadiness_is_that_of_adp_over_dp() -> None:
+    """DP-FL swings by 0.2 around its mean in the last rounds and by 0.02 over seeds, ADP-FL by half of both."""
+    zigzag = {"dp-fl": 0.2, "adp-fl": 0.1}
+    runs = {
+        name: [result(seed, 0.5 + spread / 10 * seed, [0.5 + spread * (-1) ** number for number in range(50)]) for seed in range(4)]
+        for name, spread in zigzag.items()
+    }
+    (entry,) = table.figures(runs)["stability"].values()
+    assert entry["deviation_over_seeds"]["value"] == pytest.approx(0.5)
+    assert entry["deviation_over_last_rounds"]["value"] == pytest.approx(0.5)
+    text = table_text.markdown(table.figures(runs))
+    assert "ADP-FL's deviation over DP-FL's: over seeds 0.50 (0.50 to 0.50); over the last rounds 0.50" in text
+
+
+def test_share_of_the_rounds_after_which_adp_is_at_the_final_dice_of_dp() -> None:
+    rising = [number / 20 for number in range(1, 21)]
+    runs = {
+        "dp-fl": [result(seed, 0.5, [0.5] * 20) for seed in range(3)],
+        "adp-fl": [result(seed, 0.9, curve) for seed, curve in enumerate([rising, rising, [0.1] * 20])],
+    }
+    entry = table.figures(runs)["stability"]["same_start"]
+    reached = entry["rounds_to_final_dice_of_dp"]
+    assert reached[2] is None  # never: counts as all rounds
+    assert reached[0] == reached[1] == 10
+    assert entry["share_of_rounds"] == pytest.approx((10 + 10 + 20) / 60)
 
 
 def test_table_pairs_only_seeds_that_all_methods_have() -> None:

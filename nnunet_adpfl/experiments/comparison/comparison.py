@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from nnunet_adpfl import atomic_files, folders, folds
 from nnunet_adpfl.cohort import names_a_file
 from nnunet_adpfl.errors import AdpflError, InputError
 from nnunet_adpfl.experiments.comparison import methods as known_methods
-from nnunet_adpfl.experiments.comparison import plots, runs, table, tuning
+from nnunet_adpfl.experiments.comparison import plots, runs, table, table_text, tuning
 from nnunet_adpfl.experiments.comparison.methods import PUBLIC, Method
 from nnunet_adpfl.experiments.comparison.runs import RunTask
 from nnunet_adpfl.federation.privacy_planning import declared_public
@@ -132,6 +132,7 @@ def _tuned(settings: CompareSettings, chosen: Sequence[Method], init: InitialWei
     if settings.tuning:
         tuned_on, known = tuning.load(settings.tuning)
         tuning.check_other_patients(settings.dataset, tuned_on, settings.plans)
+        _refuse_missing(settings.tuning, known, chosen)
         return known
     if not settings.tune_on:
         return {}
@@ -154,6 +155,15 @@ def _tuned(settings: CompareSettings, chosen: Sequence[Method], init: InitialWei
     for (name, index), tried in sorted(values_of.items()):
         scores.setdefault(name, []).append((tried, dice[name, index]))
     return tuning.save(folder / tuning.FILE_NAME, folders.dataset_name(settings.tune_on), scores)
+
+
+def _refuse_missing(path: Path, known: Mapping[str, Any], chosen: Sequence[Method]) -> None:
+    """InputError for a method whose settings the file does not have: tuned and not tuned side by side compare the care taken."""
+    missing = [method.tuned_as for method in chosen if method.grid and method.tuned_as not in known]
+    if missing:
+        raise InputError(
+            f"--tuning {path} has no settings of {missing[0]} (it has {', '.join(sorted(known))}): tune it too (--tune-on), or leave it out"
+        )
 
 
 def _task(
@@ -221,5 +231,5 @@ def _write(
         **table.figures(finished),
     }
     atomic_files.write_json(folder / RESULT_FILE_NAME, found)
-    atomic_files.write_text(folder / TEXT_FILE_NAME, table.markdown(found))
+    atomic_files.write_text(folder / TEXT_FILE_NAME, table_text.markdown(found))
     return {**found, "folder": str(folder)}

@@ -1,4 +1,4 @@
-"""From the runs of a comparison to its table: what `adpfl compare --json` prints, and the same to read."""
+"""From the runs of a comparison to the figures of its table: what `adpfl compare --json` prints."""
 
 from __future__ import annotations
 
@@ -25,33 +25,6 @@ def figures(runs: Runs) -> dict[str, Any]:
     }
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The table as text: one row per method."""
-    lines = [
-        "| method | Dice | over seeds | over patients | HD95 | NSD | rounds to 90 % | last rounds | epsilon | guarantee |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in found["methods"].items():
-        dice = row["dice"]
-        cells = [
-            name, _text(dice["mean"]), _text(dice["std_seeds"], 4), _text(dice["std_units"]),
-            _text(row["hd95_mm"]["mean"], 2), _text(row["nsd"]["mean"]), _text(row["rounds_to_90"], 1),
-            _text(row["last_rounds_std"], 4), _text(row["epsilon"], 2), row["guarantee"],
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    for kind, gap in found["gap_closed"]["dice"].items():
-        share = "no share: the gap's interval is not above 0" if gap["share"] is None else (
-            f"{gap['share']:.0%} closed (95 % interval {gap['ci95'][0]:.0%} to {gap['ci95'][1]:.0%})"
-        )  # fmt: skip
-        lines.append(f"\n{kind}: gap {gap['gap']:.4f} ({gap['gap_ci95'][0]:.4f} to {gap['gap_ci95'][1]:.4f}), {share}.")
-    total = found.get("all_runs_on_these_patients")
-    if total:
-        epsilon = "no bound (a run without privacy is among them)" if total["epsilon"] is None else f"epsilon {total['epsilon']:.3g}"
-        lines.append(f"\nThe epsilons are of one run each. All {total['runs']} runs ever made on these patients together: {epsilon}.")
-    lines.append("\nFigures about held-out patients: not for release.")
-    return "\n".join(lines) + "\n"
-
-
 def _method(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     by_seed = {int(result["seed"]): result for result in results}
     row: dict[str, Any] = {
@@ -76,6 +49,7 @@ def _method(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "last_rounds_std": fmean(told) if (told := [value for value in deviations if value is not None]) else None,
         "epsilon": None if None in epsilons else max(epsilons),
         "guarantee": min((result["guarantee"] for result in results), key=_GUARANTEES.index),
+        "not_covered": sorted({reason for result in results for reason in result["not_covered"]}),
         "tuned": results[0]["tuned"],
     }
 
@@ -127,7 +101,3 @@ def _stability(runs: Runs) -> dict[str, Any]:
             entry["share_of_rounds"] = fmean((number or len(adp[0]["curve"])) / len(adp[0]["curve"]) for number in reached)
         found[f"same_start{suffix and '_public'}"] = entry
     return found
-
-
-def _text(value: float | None, digits: int = 3) -> str:
-    return "none" if value is None else f"{value:.{digits}f}"
