@@ -1,6 +1,7 @@
 """The accuracy experiments of docs/results.md, each with the commands that a user would type.
 
-    python benchmarks/accuracy.py skin WORK [--jobs 2] [--seeds 10] [--table methods|ablation|epsilon|sizes] [--print]
+    python benchmarks/accuracy.py skin WORK [--jobs 2] [--seeds 10] [--table methods|ablation|epsilon|sizes|sites] [--print]
+        [--starts both|public] [--methods NAME,...]
     python benchmarks/accuracy.py hippocampus WORK --source Task04_Hippocampus --sites sites.csv
 
 WORK gets cohorts, plans, public starts and runs; what is done is kept, so an interrupted experiment goes on when it is called again.
@@ -12,6 +13,7 @@ commands and change their options.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import shlex
 import subprocess
@@ -19,7 +21,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accuracy_experiments import ABLATION, EXPERIMENTS, WIDTHS, Cohort, Experiment, sizes
+from accuracy_experiments import ABLATION, BASE, EPSILONS, EXPERIMENTS, WIDTHS, Cohort, Experiment, sizes
 
 
 @dataclass(frozen=True)
@@ -30,30 +32,59 @@ class Step:
     done: Path | None = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What of an experiment is wanted."""
+
+    table: str
+    starts: str
+    seeds: int
+    jobs: int
+
+    def started(self, methods: str, *, variant: bool = False) -> str:
+        """Methods, or a variant's ``BASE:settings``, from the public start alone where only that is asked for."""
+        if self.starts == "both":
+            return methods
+        if variant:
+            base, colon, settings = methods.partition(":")
+            return f"{base}@public{colon}{settings}"
+        return ",".join(f"{name}@public" for name in methods.split(","))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("work", type=Path)
     parser.add_argument("--source", type=Path, help="hippocampus: folder of Task04")
     parser.add_argument("--sites", type=Path, help="hippocampus: its table of sites")
-    parser.add_argument("--table", choices=("methods", "ablation", "epsilon", "sizes"), default="methods")
+    parser.add_argument("--table", choices=("methods", "ablation", "epsilon", "sizes", "sites"), default="methods")
+    parser.add_argument("--starts", choices=("both", "public"), default="both", help="random and public weights, or public ones alone")
+    parser.add_argument("--methods", help="rows of the methods table, instead of the experiment's")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--print", dest="only_print", action="store_true")
     arguments = parser.parse_args()
     chosen, work = EXPERIMENTS[arguments.experiment], arguments.work.resolve()
-    if arguments.table == "sizes":
-        steps = _sizes(chosen, work, arguments.seeds, arguments.jobs)
-    else:
-        made = _hippocampus(chosen, work, arguments.source, arguments.sites) if chosen.generator is None else _made_up(chosen, work)
-        steps = [*made, *_plans(chosen), _public_start(chosen, chosen.reported, work)]
-        steps.append(Step(_comparison(chosen, work, arguments.table, arguments.seeds, arguments.jobs)))
+    if arguments.methods:
+        chosen = replace(chosen, methods=arguments.methods, variants={})
+    steps = _steps(chosen, work, arguments)
     environment = _environment(work)
     for step in steps:
         is_done = step.done is not None and step.done.exists()
         print(shlex.join(step.command), "  # done already" if is_done else "", flush=True)
         if not (arguments.only_print or is_done):
             subprocess.run(step.command, env=environment, check=True)
+
+
+def _steps(chosen: Experiment, work: Path, arguments: argparse.Namespace) -> list[Step]:
+    asked = Asked(arguments.table, arguments.starts, arguments.seeds, arguments.jobs)
+    if asked.table == "sizes":
+        return _sizes(chosen, work, asked)
+    made = _hippocampus(chosen, work, arguments.source, arguments.sites) if chosen.generator is None else _made_up(chosen, work)
+    start = _public_start(chosen, chosen.reported, work)
+    if asked.table == "sites":
+        return [*made, *_leave_one_site_out(chosen, work, asked, arguments)]
+    return [*made, *_plans(chosen), start, Step(_comparison(chosen, work, asked))]
 
 
 def _made_up(chosen: Experiment, work: Path) -> list[Step]:
@@ -79,14 +110,18 @@ def _hippocampus(chosen: Experiment, work: Path, source: Path | None, sites: Pat
     script = Path(__file__).with_name("hippocampus_cohorts.py")
     steps = [Step([sys.executable, str(script), str(source), str(sites), str(work / "hippocampus")], work / "hippocampus")]
     for part, cohort in (("reported", chosen.reported), ("tuning", chosen.tuning)):
-        task, number = work / "hippocampus" / part, str(cohort.number)
-        converted = work / "raw" / cohort.folder
-        steps.append(
-            Step(["adpfl", "convert", "msd", str(task / source.name), number, "--name", cohort.title], converted / "dataset.json")
-        )
-        table = ["--sites", str(task / "sites.csv"), "--unit", "patient", "--overwrite"]
-        steps.append(Step(["adpfl", "cohort", number, *table]))
+        steps += _converted_hippocampus(part, cohort, work, source)
     return steps
+
+
+def _converted_hippocampus(part: str, cohort: Cohort, work: Path, source: Path) -> list[Step]:
+    task, number = work / "hippocampus" / part, str(cohort.number)
+    converted = work / "raw" / cohort.folder
+    table = ["--sites", str(task / "sites.csv"), "--unit", "patient", "--overwrite"]
+    return [
+        Step(["adpfl", "convert", "msd", str(task / source.name), number, "--name", cohort.title], converted / "dataset.json"),
+        Step(["adpfl", "cohort", number, *table]),
+    ]
 
 
 def _plans(chosen: Experiment) -> list[Step]:
@@ -113,32 +148,30 @@ def _start_file(chosen: Experiment, work: Path) -> Path:
     return work / f"start_{chosen.reported.number}_f{chosen.base_features}.pth"
 
 
-def _comparison(chosen: Experiment, work: Path, table: str, seeds: int, jobs: int) -> list[str]:
-    command = _compare(chosen, chosen.reported, work, table, seeds, jobs)
-    if table == "methods":
-        command += ["--tune-on", str(chosen.tuning.number), "--methods", chosen.methods]
-        return command + _variants(chosen.variants)
-    command += ["--tuning", str(_tuned(chosen, work)), "--methods", "np-fl,dp-fl,adp-fl"]
-    return command + _variants(ABLATION if table == "ablation" else _EPSILONS)
+def _comparison(chosen: Experiment, work: Path, asked: Asked) -> list[str]:
+    command = _compare(chosen, chosen.reported, work, asked.table, asked)
+    if asked.table == "methods":
+        command += ["--tune-on", str(chosen.tuning.number), "--methods", asked.started(chosen.methods)]
+        return command + _variants(chosen.variants, asked)
+    command += ["--tuning", str(_tuned(chosen, work)), "--methods", asked.started(BASE[asked.table])]
+    return command + _variants(ABLATION if asked.table == "ablation" else EPSILONS, asked)
 
 
-def _compare(chosen: Experiment, cohort: Cohort, work: Path, name: str, seeds: int, jobs: int) -> list[str]:
-    command = ["adpfl", "compare", str(cohort.number), chosen.configuration, "0", "-p", chosen.plans, "--name", name]
-    return [*command, "--seeds", str(seeds), "--jobs", str(jobs), "--init", str(_start_file(chosen, work)), "--curve-cases", "6"]
+def _compare(chosen: Experiment, cohort: Cohort, work: Path, name: str, asked: Asked, fold: int = 0) -> list[str]:
+    command = ["adpfl", "compare", str(cohort.number), chosen.configuration, str(fold), "-p", chosen.plans, "--name", name]
+    command += ["--seeds", str(asked.seeds), "--jobs", str(asked.jobs)]
+    return [*command, "--init", str(_start_file(chosen, work)), "--curve-cases", "6"]
 
 
 def _tuned(chosen: Experiment, work: Path) -> Path:
     return work / "results" / chosen.reported.folder / "adpfl_compare" / "methods" / "tuning.json"
 
 
-_EPSILONS = {f"{base}-eps{epsilon}": f"{base}:epsilon={epsilon}" for epsilon in (1, 3) for base in ("dp-fl", "adp-fl")}
+def _variants(rows: dict[str, str], asked: Asked) -> list[str]:
+    return [part for name, setting in rows.items() for part in ("--variant", f"{name}={asked.started(setting, variant=True)}")]
 
 
-def _variants(rows: dict[str, str]) -> list[str]:
-    return [part for name, setting in rows.items() for part in ("--variant", f"{name}={setting}")]
-
-
-def _sizes(chosen: Experiment, work: Path, seeds: int, jobs: int) -> list[Step]:
+def _sizes(chosen: Experiment, work: Path, asked: Asked) -> list[Step]:
     """Cohorts of other sizes and networks of other widths, with the settings that were tuned for the reported one."""
     if chosen.generator is None:
         sys.exit("cohorts of other sizes are made up: choose skin, ct or brain")
@@ -148,8 +181,23 @@ def _sizes(chosen: Experiment, work: Path, seeds: int, jobs: int) -> list[Step]:
     for experiment, cohort in others:
         steps += [*_made_up_cohort(chosen, cohort, work), *_plans(replace(experiment, reported=cohort))]
         steps.append(_public_start(experiment, cohort, work))
-        compared = _compare(experiment, cohort, work, f"sizes_f{experiment.base_features}", seeds, jobs)
-        steps.append(Step([*compared, "--tuning", str(_tuned(chosen, work)), "--methods", "np-fl,dp-fl,adp-fl"]))
+        compared = _compare(experiment, cohort, work, f"sizes_f{experiment.base_features}", asked)
+        steps.append(Step([*compared, "--tuning", str(_tuned(chosen, work)), "--methods", asked.started(BASE["sizes"])]))
+    return steps
+
+
+def _leave_one_site_out(chosen: Experiment, work: Path, asked: Asked, arguments: argparse.Namespace) -> list[Step]:
+    """Hippocampus once more, as a data set whose folds leave out a site in turn; settings as tuned for the methods table."""
+    if chosen.generator is not None or arguments.sites is None:
+        sys.exit("sites are left out of hippocampus: --source and --sites as for its methods table")
+    cohort = replace(chosen.reported, number=chosen.reported.number + 3, title=f"{chosen.reported.title}Sites")
+    steps = [*_converted_hippocampus("reported", cohort, work, arguments.source), Step([*_plan(chosen, cohort, 8.0), "--folds", "sites"])]
+    steps.append(_public_start(chosen, cohort, work))
+    with arguments.sites.open(newline="") as file:
+        number = len({row["site"] for row in csv.DictReader(file)})
+    for fold in range(number):
+        compared = _compare(chosen, cohort, work, f"sites_{fold}", asked, fold)
+        steps.append(Step([*compared, "--tuning", str(_tuned(chosen, work)), "--methods", asked.started(BASE["sites"])]))
     return steps
 
 

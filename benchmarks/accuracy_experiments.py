@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 BASIC = "local,central,np-fl,dp-fl,adp-fl,paper,paper-dp"
 PROJECTION = "projection.dimensions=50;projection.public_gradients=100;projection.refresh_steps=20"
-STOCK = "dp-fl:patches_per_unit=1;mirroring=true;oversample_foreground=0.33;augmentation=nnunet"
 ADAM = "adp-fl:optimizer.name=adam;optimizer.learning_rate=0.003;rounds.optimizer_state=kept"
 ABLATION = {
     "percentile-median": "adp-fl:clipping.method=percentile;clipping.quantile=0.5",
@@ -32,6 +31,8 @@ ABLATION = {
     "fedbn": "adp-fl:rounds.strategy=fedbn",
     "projection": f"adp-fl:{PROJECTION}",
 }  # fmt: skip
+EPSILONS = {f"{base}-eps{epsilon}": f"{base}:epsilon={epsilon}" for epsilon in (1, 3) for base in ("dp-fl", "adp-fl")}
+BASE = {"ablation": "adp-fl", **dict.fromkeys(("epsilon", "sizes", "sites"), "np-fl,dp-fl,adp-fl")}  # rows beside the variants
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ class Experiment:
     Attributes:
         plan: options of `adpfl plan` for all cohorts of the experiment.
         methods: rows of the methods table.
-        variants: more rows: ``adp-planned`` has the learning rate that the planner chooses without any tuning, ``dp-stock`` one
-            patch of a patient, with nnU-Net's flips and foreground: what comes out of a stock pipeline.
+        variants: more rows: ``adp-planned`` has the learning rate that the planner chooses without any tuning.
         epsilon_tuning: of the tuning cohort, whose patients are made up or treated as public: about the noise per weight,
             z / (q N), that the reported cohort has at epsilon 8.
         generator: of made-up cohorts, as `adpfl synth` calls it.
@@ -98,21 +98,20 @@ EXPERIMENTS = {
         "2d", Cohort(40, "Hippocampus"), Cohort(41, "HippocampusTuning"),
         _plan(200, 16, "--set", "oversample_foreground=1.0", "--set", "mirroring=false", "--set", "augmentation=none",
               "--set", "optimizer.ema_decay=0.95", "--set", "clipping.method=percentile"),
-        methods="np-fl,dp-fl,adp-fl", epsilon_tuning=46.0,
+        methods="np-fl,dp-fl,stock-dp,adp-fl", epsilon_tuning=46.0,
         variants={
             "adp-planned": "adp-fl:optimizer.learning_rate=0.1",
-            "dp-stock": STOCK,
             "adp-precision": "adp-fl:rounds.weights=precision",
         },
     ),
     "ct": Experiment(
         "2d", Cohort(52, "KidneyCT", 120), Cohort(53, "KidneyCTTuning", 120, seed=1000), _plan(100, 8),
-        methods="np-fl,dp-fl,adp-fl", variants={"dp-stock": STOCK}, generator="kits23", table_of_sites="kits23_sites.csv",
+        methods="np-fl,dp-fl,stock-dp,adp-fl", generator="kits23", table_of_sites="kits23_sites.csv",
         base_features=4,
     ),
     "brain": Experiment(
         "2d", Cohort(54, "BrainMRI", 120), Cohort(55, "BrainMRITuning", 120, seed=1000), _plan(100, 8),
-        methods="np-fl,dp-fl,adp-fl", variants={"dp-stock": STOCK}, generator="brats2024", base_features=4,
+        methods="np-fl,dp-fl,stock-dp,adp-fl", generator="brats2024", base_features=4,
     ),
 }  # fmt: skip
 WIDTHS = (4, 16)  # features of the first stage, of the reported cohort

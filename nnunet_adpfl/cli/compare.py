@@ -20,7 +20,9 @@ def compare(
     fold: opt.FoldName,
     methods: Annotated[
         str,
-        typer.Option(help="Some of local, central, np-fl, dp-fl, adp-fl, paper, paper-dp, local-adp, central-adp; NAME@public (--init)."),
+        typer.Option(
+            help="Some of local, central, np-fl, dp-fl, stock-dp, adp-fl, paper, paper-dp, local-adp, central-adp; NAME@public (--init)."
+        ),
     ] = "local,central,np-fl,dp-fl,adp-fl",
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
     init: Annotated[

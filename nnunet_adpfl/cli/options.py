@@ -66,7 +66,7 @@ ReserveSteps = Annotated[
 SamplingRate = Annotated[
     float | None, typer.Option(help="q, chance of each patient to be drawn in a step. Default: planned.")
 ]
-PatchesPerPatient = Annotated[int | None, typer.Option(help="K, patches of a drawn patient. Default: 2 or 4.")]
+PatchesPerPatient = Annotated[int | None, typer.Option(help="K, patches of a drawn patient. Default: planned, 2 to 16.")]
 LocalSteps = Annotated[
     int | None,
     typer.Option(help="S, steps of a site between two averages. Default: the privacy plan's (5 in a new one)."),
@@ -91,7 +91,10 @@ InitialWeights = Annotated[
     ),
 ]
 # Other fields have options of their own.
-FIELDS_TO_SET = ("noise_source", "noise_terms", "oversample_foreground", "mirroring", "augmentation", "engine", "invert_activations")
+FIELDS_TO_SET = (
+    "noise_multiplier", "noise_source", "noise_terms", "oversample_foreground", "mirroring", "augmentation", "engine",
+    "invert_activations",
+)  # fmt: skip
 Settings = Annotated[
     list[str] | None,
     typer.Option(

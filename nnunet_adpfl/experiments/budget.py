@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy import accounting, planner
-from nnunet_adpfl.privacy.choices import DEFAULT_EPSILON, Request, default_delta, to_json
+from nnunet_adpfl.privacy.choices import DEFAULT_EPSILON, OF_IMAGES, Choice, Request, default_delta, to_json
 from nnunet_adpfl.privacy.signal import accumulated_signal, noise_for
 from nnunet_adpfl.progress import track
 
@@ -61,7 +61,7 @@ def budget(question: Question) -> dict[str, Any]:
 
     Returns ``{"units", "epsilon", "delta", "effective_units", "choices": {NAME: ..}, "table": [row, ..], "epsilons": [row, ..]}``;
     a row has sampling_rate, steps, noise_multiplier (by PLD, reserve included), accumulated_signal (A of all sites),
-    share_of_best, signal_to_noise ({PARAMETERS: A / sqrt(d)}), patches (of all sites, K as chosen) and chosen.
+    share_of_best, signal_to_noise ({PARAMETERS: A / sqrt(d)}), patches (of all sites; K for images that are not known) and chosen.
     """
     request = question.request()
     choices = planner.plan_training(request)
@@ -80,7 +80,7 @@ def budget(question: Question) -> dict[str, Any]:
     ]
     return {
         "units": list(request.units), "epsilon": request.epsilon, "delta": request.delta,
-        "effective_units": request.effective_units, "choices": to_json(choices), "table": rows, "epsilons": others,
+        "effective_units": request.effective_units, "choices": to_json(_without_images(choices)), "table": rows, "epsilons": others,
     }  # fmt: skip
 
 
@@ -97,6 +97,11 @@ def epsilon_curves(found: dict[str, Any]) -> dict[float, list[tuple[int, float]]
         z: [(n, accounting.epsilon([accounting.poisson_gaussian(row["sampling_rate"], z, n)], found["delta"])) for n in CURVE_STEPS]
         for z in track(levels, "epsilon over steps")
     }
+
+
+def _without_images(choices: Mapping[str, Choice]) -> dict[str, Choice]:
+    """Those that do not depend on images, of which nothing is known yet."""
+    return {name: choice for name, choice in choices.items() if name not in OF_IMAGES}
 
 
 def _noise(request: Request, epsilon: float, rate: float, steps: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_adpfl.federation.plans import adapted_plans
 from nnunet_adpfl.nnunet_compat.training import parameter_count
 from nnunet_adpfl.privacy.choices import Choice
-from nnunet_adpfl.privacy.plan import PrivacyPlan
+from nnunet_adpfl.privacy.plan import PrivacyPlan, Trainable
 from nnunet_adpfl.privacy.planner import widest
 from nnunet_adpfl.privacy.signal import accumulated_signal, effective_units
 
@@ -21,7 +21,8 @@ class ExpectedSignal:
 
     Attributes:
         accumulated: A of the federation.
-        parameters: d, trained parameters of the planned network.
+        parameters: d, trained coordinates of the planned network. Declared phases and a projection are not counted: d then
+            changes on the way, or is far smaller.
         advised: base features that the planner would take.
         advised_signal_to_noise: with them.
     """
@@ -56,8 +57,9 @@ def expected_signal(
     effective = effective_units(units, plan.rounds.weights)
     accumulated = accumulated_signal(plan.sampling_rate, effective, plan.steps, plan.noise_multiplier)
     frozen = plan.trainable.freeze_patterns
-    advised, ratio = widest(accumulated, _parameters_at(plans, configuration, dataset_json, frozen))
-    return ExpectedSignal(accumulated, parameter_count(plans, configuration, dataset_json, frozen), advised, ratio)
+    advised, ratio = widest(accumulated, _parameters_at(plans, configuration, dataset_json, plan.trainable))
+    trained = plan.trainable.random_mask * parameter_count(plans, configuration, dataset_json, frozen)
+    return ExpectedSignal(accumulated, round(trained), advised, ratio)
 
 
 def base_features_of(plans: Mapping[str, Any], configuration: str) -> int | None:
@@ -68,6 +70,10 @@ def base_features_of(plans: Mapping[str, Any], configuration: str) -> int | None
 
 
 def _parameters_at(
-    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], frozen: tuple[str, ...]
+    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainable: Trainable
 ) -> Callable[[int], int]:
-    return lambda width: parameter_count(adapted_plans(plans, width), configuration, dataset_json, frozen)
+    def trained(width: int) -> int:
+        whole = parameter_count(adapted_plans(plans, width), configuration, dataset_json, trainable.freeze_patterns)
+        return round(trainable.random_mask * whole)
+
+    return trained

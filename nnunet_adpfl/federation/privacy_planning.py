@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_adpfl import folds
 from nnunet_adpfl.cohort import Cohort
-from nnunet_adpfl.errors import InputError
+from nnunet_adpfl.errors import InputError, PrivacyRefusedError
 from nnunet_adpfl.federation.preprocessing import resolved
 from nnunet_adpfl.privacy import accounting, mechanism
 from nnunet_adpfl.privacy.choices import DEFAULT_EPSILON, Choice, Request, default_delta, explained_fields
@@ -82,8 +82,9 @@ def plan_privacy(
     content, reasons = _chosen(cohort, units, fingerprint, choices, release, images)
     digests = {"cohort_digest": cohort.digest(), "plans_digest": plans_digest(plans)}
     plan = mechanism.calibrated(parse({**content, **digests}, "privacy plan"))
-    why = "the least that keeps steps and reserve within epsilon and delta, by privacy loss distributions"
-    noise = Choice(plan.noise_multiplier or 0.0, why, given=content.get("noise_multiplier") is not None)
+    accountant = "the Renyi filter" if plan.is_data_driven else "privacy loss distributions"
+    why = f"the least that keeps steps and reserve within epsilon and delta, by {accountant}"
+    noise = _given_noise(plan) if content.get("noise_multiplier") is not None else Choice(plan.noise_multiplier or 0.0, why)
     all_reasons = {**reasons, "noise_multiplier": noise}
     return PlannedPrivacy(plan, {name: all_reasons[name] for name in explained_fields(plan.clipping.method)})
 
@@ -132,6 +133,15 @@ def _chosen(
     return content, {**promise, **reasons}
 
 
+def _given_noise(plan: PrivacyPlan) -> Choice:
+    """InputError where it is too little for the plan's own epsilon; nobody should find that out when training starts."""
+    try:
+        mechanism.make(plan, folds.ALL)
+    except PrivacyRefusedError as error:
+        raise InputError(str(error)) from None
+    return Choice(plan.noise_multiplier or 0.0, "given", given=True)
+
+
 def _promised(given: float | None, default: float, why: str) -> Choice:
     return Choice(default, why) if given is None else Choice(given, "given", given=True)
 
@@ -177,8 +187,11 @@ def _request(
         clipping_method=clipping.get("method", percentile),
         clipping_quantile=clipping.get("quantile"),
         optimizer=optimizer.get("name"),
+        noise_multiplier=content.get("noise_multiplier"),
         learning_rate=optimizer.get("learning_rate"),
+        momentum=plan.optimizer.momentum,
         ema_decay=optimizer.get("ema_decay"),
+        tail_share=plan.optimizer.tail_share,
     )
 
 

@@ -19,6 +19,8 @@ CHOSEN = (  # all fields that a plan may say why of, but for the width of the ne
     "optimizer.learning_rate", "optimizer.ema_decay",
 )  # fmt: skip
 
+OF_IMAGES = ("oversample_foreground", "mirroring")  # chosen by what nnU-Net's plan says about images
+
 
 def explained_fields(clipping_method: str) -> list[str]:
     """Those of CHOSEN that mean something with this clipping: only percentile clipping has a quantile."""
@@ -55,6 +57,7 @@ class Request:
         local_steps: steps of a round; the steps are whole rounds.
         weighting: of the sites in the average, as `rounds.weights`.
         count_noise_ratio: sigma_b / z of percentile clipping.
+        momentum, tail_share: of the optimizer section; nobody but the user sets them.
     """
 
     units: Sequence[int]
@@ -77,8 +80,11 @@ class Request:
     clipping_method: str | None = None
     clipping_quantile: float | None = None
     optimizer: str | None = None
+    noise_multiplier: float | None = None
     learning_rate: float | None = None
+    momentum: float = 0.0
     ema_decay: float | None = None
+    tail_share: float = 0.0
 
     @property
     def total_units(self) -> int:

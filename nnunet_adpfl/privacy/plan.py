@@ -54,6 +54,12 @@ class NoiseDecay(_Section):
     plateaus: Annotated[int, Field(ge=1, le=MAX_NOISE_LEVELS)] = 1
     final_ratio: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0  # last noise level / first one
 
+    @model_validator(mode="after")
+    def _both_or_none(self) -> NoiseDecay:
+        if (self.plateaus > 1) != (self.final_ratio < 1):
+            raise ValueError("noise decays with plateaus of 2 or more and a final_ratio below 1: give both, or neither")
+        return self
+
 
 class Adaptation(_Section):
     """Noise and stopping that follow the training itself, under an RDP filter (rule 10); off by default.

@@ -193,6 +193,8 @@ def _useful_steps(request: Request) -> float:
 
 
 def _rough_noise(request: Request, rate: float, steps: int) -> float:
+    if request.noise_multiplier is not None:
+        return ROUGH_EXCESS * request.noise_multiplier
     return noise_for(rate, steps + request.reserve(steps), request.epsilon, request.delta, request.spent, rough=True)
 
 
@@ -242,22 +244,25 @@ def count_move_noise(request: Request, best: Candidate) -> float:
 
 
 def _learning_rate(request: Request, best: Candidate) -> Choice:
-    """Noise moves each weight by lr sqrt(T) z / (q N) = lr T / A."""
+    """Noise moves each weight by lr sqrt(T) z / (q N) = lr T / A; with momentum by 1 / (1 - momentum) times that."""
     if given := _given(request.learning_rate):
         return given
     if request.optimizer == "adam":
         return Choice(ADAM_LEARNING_RATE, "Adam's steps have this size whatever the noise")
     signal = best.signal * ROUGH_EXCESS * request.effective_units
-    limit = WEIGHT_NOISE * signal / best.steps
+    lasting = 1 - request.momentum  # momentum applies what a step adds, its noise too, this often: 1 / lasting times
+    limit = lasting * WEIGHT_NOISE * signal / best.steps
     if limit >= MOST_LEARNING_RATE:
         return Choice(MOST_LEARNING_RATE, "the largest that gradients of norm 1 or less allow")
     rate = _rounded_down(limit)
-    return Choice(rate, f"noise then moves each weight by about {rate * best.steps / signal:.2g} over the training")
+    return Choice(rate, f"noise then moves each weight by about {rate * best.steps / signal / lasting:.2g} over the training")
 
 
 def _ema_decay(request: Request, steps: int) -> Choice:
     if given := _given(request.ema_decay):
         return given
+    if request.tail_share > 0:
+        return Choice(0.0, "off: tail_share takes the plain mean of the last weights instead")
     window = max(2.0, min(AVERAGED_STEPS, AVERAGED_SHARE * steps))
     return Choice(round(1 - 1 / window, 3), f"averages the weights of the last {window:.0f} steps or so, which takes noise out for nothing")
 

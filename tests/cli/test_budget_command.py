@@ -46,6 +46,7 @@ def test_json_has_the_noise_that_keeps_epsilon(monkeypatch: pytest.MonkeyPatch, 
         assert row["signal_to_noise"]["10000"] == pytest.approx(expected / 100)
         assert 0 < row["share_of_best"] <= 1
     assert set(found["choices"]["steps"]) == {"value", "why", "given"}
+    assert not {"mirroring", "oversample_foreground"} & set(found["choices"]), "nothing is known of the images"
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])

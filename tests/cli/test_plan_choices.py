@@ -50,6 +50,48 @@ def test_every_choice_has_a_reason_and_is_in_the_file(
     assert figures["signal"]["signal_to_noise"] > 0
 
 
+def test_the_noise_can_be_given_but_not_below_what_epsilon_needs(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = ["--base-features", "2", "--steps", "40", "--sampling-rate", "0.5"]
+    least = planned(monkeypatch, capsys, *fixed)["configurations"][CONFIGURATION]
+    more = 2 * least["noise_multiplier"]
+    found = planned(monkeypatch, capsys, *fixed, "--set", f"noise_multiplier={more}")["configurations"][CONFIGURATION]
+    assert found["choices"]["noise_multiplier"] == {"value": more, "why": "given", "given": True}
+    assert privacy_plans.load(workspace.plan_file).noise_multiplier == more
+    rates = [figures["choices"]["optimizer.learning_rate"]["value"] for figures in (least, found)]
+    assert rates[1] == pytest.approx(rates[0] / 2, rel=0.15), "twice the noise, half the rate"
+    before = workspace.plan_file.read_bytes()
+    too_little = ["adpfl", "plan", "801", "-c", CONFIGURATION, "--epsilon", "8", *fixed, "--set", f"noise_multiplier={more / 4}"]
+    monkeypatch.setattr("sys.argv", too_little)
+    with pytest.raises(SystemExit) as left:
+        main.main()
+    assert left.value.code
+    assert "above the plan's 8" in capsys.readouterr().err
+    assert workspace.plan_file.read_bytes() == before
+
+
+def test_reasons_are_those_of_what_was_given(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--set", "adaptation.kind=data_driven", "--set", "optimizer.tail_share=0.5"]
+    choices = planned(monkeypatch, capsys, *options)["configurations"][CONFIGURATION]["choices"]
+    assert choices["noise_multiplier"]["why"].endswith("by the Renyi filter")
+    assert choices["optimizer.ema_decay"]["value"] == 0
+    assert "tail_share" in choices["optimizer.ema_decay"]["why"]
+
+
+def test_a_declared_mask_counts_for_the_expected_signal(workspace: Workspace) -> None:
+    found = prepare_dataset("801", [CONFIGURATION], PlanningChoices(base_features=2))
+    plan = privacy_plans.load(workspace.plan_file)
+    masked = plan.model_copy(update={"trainable": plan.trainable.model_copy(update={"random_mask": 0.25})})
+    whole, quarter = (expected_signal(one, found.plans, CONFIGURATION, found.dataset_json) for one in (plan, masked))
+    assert whole is not None
+    assert quarter is not None
+    assert quarter.parameters == pytest.approx(whole.parameters / 4, abs=1)
+    assert quarter.signal_to_noise == pytest.approx(2 * whole.signal_to_noise, rel=1e-3)
+
+
 def test_a_plan_that_is_kept_says_so(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

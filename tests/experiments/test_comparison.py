@@ -38,12 +38,16 @@ def test_methods_share_everything_but_what_they_are_about(workspace: Workspace) 
     plans = {name: methods.plan_of(declared(workspace), methods.METHODS[name], {}, 3, RANDOM) for name in methods.METHODS}
     for name, plan in plans.items():
         for shared in ("steps", "sampling_rate", "patches_per_unit", "epsilon", "delta", "initial_weights", "training_units", "seed"):
-            assert getattr(plan, shared) == getattr(plans["adp-fl"], shared), (name, shared)
+            if (name, shared) != ("stock-dp", "patches_per_unit"):
+                assert getattr(plan, shared) == getattr(plans["adp-fl"], shared), (name, shared)
     assert plans["dp-fl"].clipping.method == "fixed"
     assert plans["adp-fl"] == declared(workspace).model_copy(update={"seed": 3, "noise_multiplier": None})
     assert {name for name, plan in plans.items() if not plan.is_private} == {"local", "central", "np-fl", "paper", "paper-dp"}
-    for name in ("np-fl", "dp-fl"):
+    for name in ("np-fl", "dp-fl", "stock-dp"):
         assert not plans[name].optimizer.averages_weights
+    patches = ("patches_per_unit", "oversample_foreground", "mirroring", "augmentation")
+    assert [getattr(plans["stock-dp"], field) for field in patches] == [1, 0.33, True, "nnunet"]
+    assert methods.METHODS["stock-dp"].grid == methods.METHODS["dp-fl"].grid
     assert plans["local"].rounds.strategy == plans["local-adp"].rounds.strategy == "local"
 
 

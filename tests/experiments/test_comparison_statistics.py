@@ -77,7 +77,8 @@ def result(seed: int, dice: float, curve: list[float]) -> dict[str, object]:
     mean = {"dice": dice, "hd95_mm": 2.0, "nsd": 0.5}
     return {
         "seed": seed, "mean": mean, "sites": {"a": mean}, "classes": {"ball": mean}, "curve": curve, "epsilon": None, "tuned": {},
-        "guarantee": "none", "not_covered": ["other runs", "the training: nothing is promised"], "dice_of_units": {"one": dice - 0.1, "two": dice + 0.1},
+        "guarantee": "none", "not_covered": ["other runs", "the training: nothing is promised"],
+        "dice_of_units": {"one": dice - 0.1, "two": dice + 0.1},
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@ privacy cost, so every one must spend exactly what FedAvg spends."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.federation import client
 from nnunet_adpfl.federation.engines import in_process
 from nnunet_adpfl.federation.server_optimizer import SECOND_DECAY, ServerOptimizer
+from nnunet_adpfl.privacy.mechanism import NoisyUpdate
 from nnunet_adpfl.privacy.plan import Optimizer, Rounds
 from nnunet_adpfl.trainers.post_processing import average_decay
+from nnunet_adpfl.trainers.private_training import PrivateTraining
 
 START = {"w": np.array([1.0, 2.0], dtype=np.float32)}
 AVERAGES = [{"w": np.array(values, dtype=np.float32)} for values in ([2.0, 2.0], [2.0, 3.0])]
@@ -71,6 +74,35 @@ def test_rule_11_every_strategy_spends_what_fedavg_spends_and_gives_another_mode
     found = weights(run)
     assert all(bool(torch.isfinite(value).all()) for value in found.values())
     assert any(not torch.equal(value, undisturbed.weights[name]) for name, value in found.items())
+
+
+def test_fedprox_pulls_towards_the_weights_that_the_round_began_with(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Li et al. 2020, eq. 2: mu (w - w_0) on top of the noisy gradient, after the noise."""
+    workspace.edit_plan(rounds={"strategy": "fedprox", "proximal_mu": 0.7})
+    original, pulls = PrivateTraining._apply, []
+
+    def watched(training: PrivateTraining, update: NoisyUpdate, step: int, anchor: Mapping[str, torch.Tensor]) -> None:
+        noisy = {name: value.clone() for name, value in update.gradient.items()}
+        moved = {name: training.trained[name].detach() - start for name, start in anchor.items()}
+        take_step = training.optimizer.step
+
+        def step_with_these(*_: object) -> None:
+            for name, away in moved.items():
+                gradient = training.trained[name].grad
+                assert gradient is not None
+                assert torch.allclose(gradient - noisy[name].reshape(away.shape), 0.7 * away, atol=1e-4)
+                pulls.append(float(away.abs().max()))
+            take_step()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.optimizer, "step", step_with_these)
+            original(training, update, step, anchor)
+
+    monkeypatch.setattr(PrivateTraining, "_apply", watched)
+    workspace.train("3d_fullres")
+    assert max(pulls) > 0, "later steps of a round are away from its start"
 
 
 @pytest.mark.parametrize("strategy", ["fedavgm", "fedbn"])

@@ -50,6 +50,12 @@ def exact_noise(chosen: dict[str, Any], asked: Request) -> float:
     return signal.noise_for(chosen["sampling_rate"], chosen["steps"] + chosen["reserve_steps"], asked.epsilon, asked.delta)
 
 
+def test_momentum_takes_from_the_learning_rate_what_it_adds_to_the_noise() -> None:
+    fixed = {"sampling_rate": 0.25, "steps": 200}
+    plain, heavy = (values(request(**fixed, momentum=momentum))["optimizer.learning_rate"] for momentum in (0.0, 0.9))
+    assert heavy == pytest.approx(plain / 10, rel=0.1)  # rounded down to two digits
+
+
 def test_noise_is_that_of_an_independent_computation() -> None:
     """q = 0.25, T = 500, epsilon 8, delta 1/3000, by privacy loss distributions and by Renyi DP."""
     assert signal.noise_for(0.25, 500, 8.0, 1 / 3000) == pytest.approx(2.95, rel=0.005)

@@ -2,7 +2,7 @@
 
 DP-FL is DP-SGD as it is usually run: fixed clip norm, constant noise, SGD, plain FedAvg, the last weights. NP-FL is the same
 without clip and noise, with momentum where that is better. ADP-FL is the privacy plan as it stands. All share splits, start,
-steps, sampling rate, patches and network; each has its own grid of settings, tried on other patients (tuning.py).
+steps, sampling rate, patches (but for stock-dp) and network; each has its own grid of settings, tried on other patients (tuning.py).
 Variants of the user may also differ in what is paid for or computed; the table shows their epsilon.
 """
 
@@ -73,6 +73,8 @@ _DP_GRID = {"optimizer.learning_rate": PRIVATE_RATES, "clipping.clip_norm": CLIP
 _SVT_GRID = {**_NP_GRID, "update_filter.gamma": (1e-4, 1e-3, 1e-2)}
 _NP = {**_PLAIN, "rounds": {**_PLAIN["rounds"], "optimizer_state": "kept"}}  # momentum as nnU-Net has it, if it helps
 _FILTERED = {**_NP, "clipping": {"method": "none"}}
+# One patch of a patient, with nnU-Net's flips, foreground and augmentation: what a stock pipeline gives.
+_STOCK_PATCHES = {"patches_per_unit": 1, "mirroring": True, "oversample_foreground": 0.33, "augmentation": "nnunet"}
 _LOCAL = {**_NP, "rounds": {"strategy": "local", "optimizer_state": "kept"}}
 
 METHODS: dict[str, Method] = {
@@ -82,6 +84,7 @@ METHODS: dict[str, Method] = {
         Method("central", "nnUNetTrainerNP", "central", _NP, _NP_GRID),
         Method("np-fl", "nnUNetTrainerNP", changes=_NP, grid=_NP_GRID),
         Method("dp-fl", "nnUNetTrainerDP", changes=_PLAIN, grid=_DP_GRID),
+        Method("stock-dp", "nnUNetTrainerDP", changes={**_PLAIN, **_STOCK_PATCHES}, grid=_DP_GRID),
         Method("adp-fl", "nnUNetTrainerADP", grid=_ADP_GRID),
         Method(
             "local-adp", "nnUNetTrainerADP", grid=_ADP_GRID,
