@@ -13,7 +13,7 @@ $(SETUP): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(SETUP)
 
-demo: setup  ## a made-up cohort of four sites, trained without privacy, with DP and with adaptive DP: < 8 minutes
+demo: setup  ## a made-up cohort of four sites, trained without privacy, with DP and with adaptive DP: about 10 minutes
 	$(BIN)/adpfl demo adpfl_demo --overwrite
 
 test: setup  ## all tests: < 15 minutes on two cores

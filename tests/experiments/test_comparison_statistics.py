@@ -30,20 +30,22 @@ def test_no_share_of_a_gap_that_may_be_nothing() -> None:
 
 
 @pytest.mark.statistical
-def test_the_interval_covers_the_true_share() -> None:
-    """True share 0.5 with noise of seeds and cases: 95 % intervals miss it seldom (fixed draws: 200 repeats, at most 24 misses
-    is far beyond what a sound interval of ten seeds does)."""
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_interval_covers_the_true_share(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """True share 0.5 with noise of seeds and cases. Of 200 sound 95 % intervals more than 18 miss it with probability 0.01;
+    draws are fixed. Without the widening 38 miss it with three seeds."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 2000)
     missed = 0
     for repeat in range(200):
         generator = np.random.default_rng(repeat)
         cases = 0.05 * generator.standard_normal(15)
         lower, upper, method = (
-            mean + cases + 0.02 * generator.standard_normal((10, 1)) + 0.02 * generator.standard_normal((10, 15))
+            mean + cases + 0.02 * generator.standard_normal((seeds, 1)) + 0.02 * generator.standard_normal((seeds, 15))
             for mean in (0.6, 0.8, 0.7)
         )
         low, high = statistics.gap_closed(lower, upper, method, seed=repeat)["ci95"]
         missed += not low <= 0.5 <= high
-    assert missed <= 24
+    assert 0 < missed <= 18
 
 
 @given(factor=st.floats(0.1, 10))

@@ -1,5 +1,6 @@
 """Figures of a comparison, with intervals. Runs with the same seed share their start, and all methods score the same patients,
-so seeds and patients are drawn together for all methods (paired bootstrap; Efron and Tibshirani 1993, chapter 8)."""
+so seeds and patients are drawn together for all methods (paired bootstrap; Efron and Tibshirani 1993, chapter 8). A bootstrap of
+few seeds gives too narrow intervals, so these are widened as Student's t is against the normal distribution."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -38,13 +40,13 @@ def gap_closed(lower: Scores, upper: Scores, method: Scores, *, seed: int = 0) -
     not above 0: a share of nothing, or of less, says nothing.
     """
     gaps, gains = upper - lower, method - lower
-    gap = _interval(gaps, np.mean, seed)
+    gap = _widened(float(gaps.mean()), _resampled_means(gaps, seed), gaps)
     found: dict[str, Any] = {"share": None, "ci95": None, "gap": round(gap.value, 4), "gap_ci95": gap.as_dict()["ci95"]}
     if gap.low > 0:
         means = [_resampled_means(values, seed) for values in (gains, gaps)]
-        shares = means[0] / means[1]
-        low, high = np.quantile(shares, _TAILS)
-        found |= {"share": round(float(gains.mean() / gaps.mean()), 4), "ci95": [round(float(low), 4), round(float(high), 4)]}
+        share = float(gains.mean() / gaps.mean())
+        closed = _widened(share, means[0] / means[1], gains - share * gaps)  # the share's error, but for the gap as its unit
+        found |= {"share": round(share, 4), "ci95": closed.as_dict()["ci95"]}
     return {**found, "seeds": gaps.shape[0], "units": gaps.shape[1]}
 
 
@@ -104,9 +106,23 @@ def spread(per_seed: Mapping[int, float]) -> dict[str, Any]:
 _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
-def _interval(values: Scores, figure: Callable[[Scores], Any], seed: int) -> Interval:
-    low, high = np.quantile(_resampled_means(values, seed), _TAILS)
-    return Interval(float(figure(values)), float(low), float(high))
+def _widened(value: float, resampled: np.ndarray, errors: Scores) -> Interval:
+    """Bootstrap interval of a figure, its distances from the figure widened for the number of seeds and of units.
+
+    The variance of the mean of ``errors`` has a part of seeds and one of units; a bootstrap takes (n - 1) / n of each, and
+    the normal distribution for Student's t with as many degrees of freedom as both give (Satterthwaite 1946). One seed has no
+    variance that could be told: the interval is then about units alone.
+    """
+    numbers = errors.shape
+    parts = [errors.mean(axis=1 - axis).var(ddof=1) / number if number > 1 else 0.0 for axis, number in enumerate(numbers)]
+    low, high = np.quantile(resampled, _TAILS)
+    total = sum(parts)
+    if total > 0:
+        freedom = total**2 / sum(part**2 / (number - 1) for part, number in zip(parts, numbers, strict=True) if part)
+        taken = sum(part * (number - 1) / number for part, number in zip(parts, numbers, strict=True))
+        factor = stats.t.ppf(_TAILS[1], freedom) / stats.norm.ppf(_TAILS[1]) * math.sqrt(total / taken)
+        low, high = value + factor * (low - value), value + factor * (high - value)
+    return Interval(value, float(low), float(high))
 
 
 def _resampled_means(values: Scores, seed: int) -> np.ndarray:
