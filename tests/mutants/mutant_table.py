@@ -46,6 +46,7 @@ MASKED_RUNS = "federation/test_masked_runs.py"
 STRATEGIES = "federation/test_strategies.py"
 FILTERS = "federation/test_update_filters.py"
 COMPARISON = "experiments/test_comparison.py"
+PLANNED = "cli/test_plan_choices.py"
 SUBSPACE = "trainers/test_public_subspace.py"
 
 
@@ -1229,6 +1230,11 @@ MUTANTS = (
         "a method of a comparison changes who is protected", 1, "experiments/comparison/methods.py",
         {"        if section in SAME_FOR_ALL:": "        if False:"},
         (f"{COMPARISON}::test_wrong_settings_are_refused_before_any_run",),
+    ),
+    Mutant(
+        "noise below what epsilon needs passes planning", 8, "federation/privacy_planning.py",
+        {"        mechanism.make(plan, folds.ALL)": "        pass"},
+        (f"{PLANNED}::test_the_noise_can_be_given_but_not_below_what_epsilon_needs",),
     ),
     Mutant(
         "a filter passes for privacy", 9, "privacy/plan.py",
