@@ -41,14 +41,22 @@ class Asked:
     seeds: int
     jobs: int
 
-    def started(self, methods: str, *, variant: bool = False) -> str:
-        """Methods, or a variant's ``BASE:settings``, from the public start alone where only that is asked for."""
-        if self.starts == "both":
-            return methods
-        if variant:
-            base, colon, settings = methods.partition(":")
-            return f"{base}@public{colon}{settings}"
-        return ",".join(f"{name}@public" for name in methods.split(","))
+    @property
+    def start(self) -> str:
+        """What follows a method's name where only the public start is wanted."""
+        return "@public" if self.starts == "public" else ""
+
+    def methods(self, names: str) -> str:
+        return ",".join(name + self.start for name in names.split(","))
+
+    def variants(self, rows: dict[str, str]) -> list[str]:
+        """Options for rows given as name -> ``BASE:settings``."""
+        parted = {name: setting.partition(":") for name, setting in rows.items()}
+        return [
+            part
+            for name, (base, colon, settings) in parted.items()
+            for part in ("--variant", f"{name}={base}{self.start}{colon}{settings}")
+        ]
 
 
 def main() -> None:
@@ -81,10 +89,9 @@ def _steps(chosen: Experiment, work: Path, arguments: argparse.Namespace) -> lis
     if asked.table == "sizes":
         return _sizes(chosen, work, asked)
     made = _hippocampus(chosen, work, arguments.source, arguments.sites) if chosen.generator is None else _made_up(chosen, work)
-    start = _public_start(chosen, chosen.reported, work)
     if asked.table == "sites":
         return [*made, *_leave_one_site_out(chosen, work, asked, arguments)]
-    return [*made, *_plans(chosen), start, Step(_comparison(chosen, work, asked))]
+    return [*made, *_plans(chosen), _public_start(chosen, chosen.reported, work), Step(_comparison(chosen, work, asked))]
 
 
 def _made_up(chosen: Experiment, work: Path) -> list[Step]:
@@ -151,10 +158,9 @@ def _start_file(chosen: Experiment, work: Path) -> Path:
 def _comparison(chosen: Experiment, work: Path, asked: Asked) -> list[str]:
     command = _compare(chosen, chosen.reported, work, asked.table, asked)
     if asked.table == "methods":
-        command += ["--tune-on", str(chosen.tuning.number), "--methods", asked.started(chosen.methods)]
-        return command + _variants(chosen.variants, asked)
-    command += ["--tuning", str(_tuned(chosen, work)), "--methods", asked.started(BASE[asked.table])]
-    return command + _variants(ABLATION if asked.table == "ablation" else EPSILONS, asked)
+        command += ["--tune-on", str(chosen.tuning.number), "--methods", asked.methods(chosen.methods)]
+        return command + asked.variants(chosen.variants)
+    return command + _as_tuned(chosen, work, asked) + asked.variants(ABLATION if asked.table == "ablation" else EPSILONS)
 
 
 def _compare(chosen: Experiment, cohort: Cohort, work: Path, name: str, asked: Asked, fold: int = 0) -> list[str]:
@@ -163,12 +169,10 @@ def _compare(chosen: Experiment, cohort: Cohort, work: Path, name: str, asked: A
     return [*command, "--init", str(_start_file(chosen, work)), "--curve-cases", "6"]
 
 
-def _tuned(chosen: Experiment, work: Path) -> Path:
-    return work / "results" / chosen.reported.folder / "adpfl_compare" / "methods" / "tuning.json"
-
-
-def _variants(rows: dict[str, str], asked: Asked) -> list[str]:
-    return [part for name, setting in rows.items() for part in ("--variant", f"{name}={asked.started(setting, variant=True)}")]
+def _as_tuned(chosen: Experiment, work: Path, asked: Asked) -> list[str]:
+    """The rows of another table, with the settings that its methods table found."""
+    tuned = work / "results" / chosen.reported.folder / "adpfl_compare" / "methods" / "tuning.json"
+    return ["--tuning", str(tuned), "--methods", asked.methods(BASE[asked.table])]
 
 
 def _sizes(chosen: Experiment, work: Path, asked: Asked) -> list[Step]:
@@ -182,14 +186,14 @@ def _sizes(chosen: Experiment, work: Path, asked: Asked) -> list[Step]:
         steps += [*_made_up_cohort(chosen, cohort, work), *_plans(replace(experiment, reported=cohort))]
         steps.append(_public_start(experiment, cohort, work))
         compared = _compare(experiment, cohort, work, f"sizes_f{experiment.base_features}", asked)
-        steps.append(Step([*compared, "--tuning", str(_tuned(chosen, work)), "--methods", asked.started(BASE["sizes"])]))
+        steps.append(Step(compared + _as_tuned(chosen, work, asked)))
     return steps
 
 
 def _leave_one_site_out(chosen: Experiment, work: Path, asked: Asked, arguments: argparse.Namespace) -> list[Step]:
     """Hippocampus once more, as a data set whose folds leave out a site in turn; settings as tuned for the methods table."""
-    if chosen.generator is not None or arguments.sites is None:
-        sys.exit("sites are left out of hippocampus: --source and --sites as for its methods table")
+    if chosen.generator is not None:
+        sys.exit("sites are left out of hippocampus alone")
     cohort = replace(chosen.reported, number=chosen.reported.number + 3, title=f"{chosen.reported.title}Sites")
     steps = [*_converted_hippocampus("reported", cohort, work, arguments.source), Step([*_plan(chosen, cohort, 8.0), "--folds", "sites"])]
     steps.append(_public_start(chosen, cohort, work))
@@ -197,7 +201,7 @@ def _leave_one_site_out(chosen: Experiment, work: Path, asked: Asked, arguments:
         number = len({row["site"] for row in csv.DictReader(file)})
     for fold in range(number):
         compared = _compare(chosen, cohort, work, f"sites_{fold}", asked, fold)
-        steps.append(Step([*compared, "--tuning", str(_tuned(chosen, work)), "--methods", asked.started(BASE["sites"])]))
+        steps.append(Step(compared + _as_tuned(chosen, work, asked)))
     return steps
 
 

@@ -31,7 +31,12 @@ ABLATION = {
     "fedbn": "adp-fl:rounds.strategy=fedbn",
     "projection": f"adp-fl:{PROJECTION}",
 }  # fmt: skip
-EPSILONS = {f"{base}-eps{epsilon}": f"{base}:epsilon={epsilon}" for epsilon in (1, 3) for base in ("dp-fl", "adp-fl")}
+EPSILONS = {
+    f"{base}-eps{epsilon}{name}": f"{base}:epsilon={epsilon}{setting}"
+    for epsilon in (1, 3)
+    for base in ("dp-fl", "adp-fl")
+    for name, setting in (("", ""), ("-lr0.1", ";optimizer.learning_rate=0.1"))  # the tuned rate, and one for more noise
+}
 BASE = {"ablation": "adp-fl", **dict.fromkeys(("epsilon", "sizes", "sites"), "np-fl,dp-fl,adp-fl")}  # rows beside the variants
 
 
@@ -102,6 +107,7 @@ EXPERIMENTS = {
         variants={
             "adp-planned": "adp-fl:optimizer.learning_rate=0.1",
             "adp-precision": "adp-fl:rounds.weights=precision",
+            "adp-auto-s": "adp-fl:clipping.method=auto_s",
         },
     ),
     "ct": Experiment(

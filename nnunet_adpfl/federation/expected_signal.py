@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nnunet_adpfl.federation.plans import adapted_plans
 from nnunet_adpfl.nnunet_compat.training import parameter_count
 from nnunet_adpfl.privacy.choices import Choice
-from nnunet_adpfl.privacy.plan import PrivacyPlan, Trainable
+from nnunet_adpfl.privacy.plan import PrivacyPlan
 from nnunet_adpfl.privacy.planner import widest
 from nnunet_adpfl.privacy.signal import accumulated_signal, effective_units
 
@@ -56,10 +56,12 @@ def expected_signal(
     units = list(min(plan.training_units.values(), key=lambda sites: sum(sites.values())).values())
     effective = effective_units(units, plan.rounds.weights)
     accumulated = accumulated_signal(plan.sampling_rate, effective, plan.steps, plan.noise_multiplier)
-    frozen = plan.trainable.freeze_patterns
-    advised, ratio = widest(accumulated, _parameters_at(plans, configuration, dataset_json, plan.trainable))
-    trained = plan.trainable.random_mask * parameter_count(plans, configuration, dataset_json, frozen)
-    return ExpectedSignal(accumulated, round(trained), advised, ratio)
+
+    def trained(adapted: dict[str, Any]) -> int:
+        return round(plan.trainable.random_mask * parameter_count(adapted, configuration, dataset_json, plan.trainable.freeze_patterns))
+
+    advised, ratio = widest(accumulated, lambda width: trained(adapted_plans(plans, width)))
+    return ExpectedSignal(accumulated, trained(plans), advised, ratio)
 
 
 def base_features_of(plans: Mapping[str, Any], configuration: str) -> int | None:
@@ -68,12 +70,3 @@ def base_features_of(plans: Mapping[str, Any], configuration: str) -> int | None
     arguments = settings.get("architecture", {}).get("arch_kwargs", {})
     return int(arguments["features_per_stage"][0]) if "features_per_stage" in arguments else None
 
-
-def _parameters_at(
-    plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainable: Trainable
-) -> Callable[[int], int]:
-    def trained(width: int) -> int:
-        whole = parameter_count(adapted_plans(plans, width), configuration, dataset_json, trainable.freeze_patterns)
-        return round(trainable.random_mask * whole)
-
-    return trained

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy.choices import DRAWS_PER_UNIT, Choice, Request
@@ -63,6 +63,7 @@ def plan_training(request: Request) -> dict[str, Choice]:
     """
     patches = _patches(request)
     best = _best(request, int(patches.value))
+    noised = best if request.noise_multiplier is None else replace(best, noise=ROUGH_EXCESS * request.noise_multiplier)
     lost = 1 - best.signal / _most_signal(request, best)
     return {
         "patches_per_unit": patches,
@@ -73,11 +74,11 @@ def plan_training(request: Request) -> dict[str, Choice]:
         "steps": _given(request.steps) or Choice(best.steps, _why_steps(request, best, int(patches.value))),
         "reserve_steps": _given(request.reserve_steps)
         or Choice(request.reserve(best.steps), "a tenth of the steps or two rounds, paid for beforehand for interrupted rounds"),
-        **_clipping(request, best),
+        **_clipping(request, noised),
         "noise_decay.final_ratio": _given(request.noise_decay)
         or Choice(1.0, "constant: a decay to half costs 23 % more variance on average"),
         "optimizer.name": _given(request.optimizer) or Choice("sgd", "Adam's second moments would follow the noise"),
-        "optimizer.learning_rate": _learning_rate(request, best),
+        "optimizer.learning_rate": _learning_rate(request, noised),
         "optimizer.ema_decay": _ema_decay(request, best.steps),
     }
 
@@ -156,9 +157,11 @@ def _augmentation(request: Request, best: Candidate) -> Choice:
 
 
 def _best(request: Request, patches: int) -> Candidate:
-    """The best score among those that keep the signal, else among all."""
+    """The best score among those that keep the signal, else among all; a given noise multiplier has to pay for it."""
     pairs = _affordable(request, patches)
     found = [Candidate(rate, steps, _rough_noise(request, rate, steps)) for rate, steps in pairs]
+    if request.noise_multiplier is not None:
+        found = [one for one in found if one.noise <= request.noise_multiplier] or found
     return max([one for one in found if one.keeps_signal] or found, key=lambda one: one.score)
 
 
@@ -193,8 +196,6 @@ def _useful_steps(request: Request) -> float:
 
 
 def _rough_noise(request: Request, rate: float, steps: int) -> float:
-    if request.noise_multiplier is not None:
-        return ROUGH_EXCESS * request.noise_multiplier
     return noise_for(rate, steps + request.reserve(steps), request.epsilon, request.delta, request.spent, rough=True)
 
 

@@ -93,7 +93,7 @@ def test_fedprox_pulls_towards_the_weights_that_the_round_began_with(
                 gradient = training.trained[name].grad
                 assert gradient is not None
                 assert torch.allclose(gradient - noisy[name].reshape(away.shape), 0.7 * away, atol=1e-4)
-                pulls.append(float(away.abs().max()))
+                pulls.append(0.7 * float(away.abs().max()))
             take_step()
 
         with monkeypatch.context() as patch:
@@ -102,7 +102,7 @@ def test_fedprox_pulls_towards_the_weights_that_the_round_began_with(
 
     monkeypatch.setattr(PrivateTraining, "_apply", watched)
     workspace.train("3d_fullres")
-    assert max(pulls) > 0, "later steps of a round are away from its start"
+    assert max(pulls) > 1e-2, "later steps are away from the round's start, by a hundred times what was tolerated"
 
 
 @pytest.mark.parametrize("strategy", ["fedavgm", "fedbn"])

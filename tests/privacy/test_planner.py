@@ -243,6 +243,24 @@ def test_what_was_given_is_kept_and_marked(fixed: dict[str, Any]) -> None:
     assert set(CHOSEN) - without == {*found, "epsilon", "delta", "noise_multiplier"}
 
 
+@pytest.mark.parametrize("noise", [1.2, 1.6, 2.3, 4.0, 9.0])
+def test_a_given_noise_multiplier_pays_for_the_steps_that_are_chosen(noise: float) -> None:
+    asked, without = request(noise_multiplier=noise), request()
+    chosen = values(asked)
+    assert exact_noise(chosen, asked) <= noise
+    assert exact_noise(values(without), without) == pytest.approx(2.16, abs=0.01), "more than the first two, less than the others"
+
+
+def test_more_noise_than_needed_lowers_the_learning_rate_alone() -> None:
+    without, with_more = values(request()), values(request(noise_multiplier=2.5))
+    assert {name for name, value in without.items() if with_more.get(name) != value} == {"optimizer.learning_rate"}
+    assert with_more["optimizer.learning_rate"] < 0.9 * without["optimizer.learning_rate"]
+
+
+def test_a_noise_multiplier_that_pays_for_nothing_is_left_to_the_accountant_to_refuse() -> None:
+    assert plan_training(request(noise_multiplier=0.3))["sampling_rate"].value in planner.RATES
+
+
 def test_given_steps_leave_compute_to_the_sampling_rate() -> None:
     asked = request(steps=40)
     chosen = values(asked)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy import plan as privacy_plans
 from nnunet_adpfl.privacy.plan import InitialWeights, PrivacyPlan
+from nnunet_adpfl.privacy.planner import NNUNET_FOREGROUND
 from nnunet_adpfl.trainers import prepared_fold
 
 RANDOM, PUBLIC = "random", "public"
@@ -74,7 +75,7 @@ _SVT_GRID = {**_NP_GRID, "update_filter.gamma": (1e-4, 1e-3, 1e-2)}
 _NP = {**_PLAIN, "rounds": {**_PLAIN["rounds"], "optimizer_state": "kept"}}  # momentum as nnU-Net has it, if it helps
 _FILTERED = {**_NP, "clipping": {"method": "none"}}
 # One patch of a patient, with nnU-Net's flips, foreground and augmentation: what a stock pipeline gives.
-_STOCK_PATCHES = {"patches_per_unit": 1, "mirroring": True, "oversample_foreground": 0.33, "augmentation": "nnunet"}
+_STOCK_PATCHES = {"patches_per_unit": 1, "mirroring": True, "oversample_foreground": NNUNET_FOREGROUND, "augmentation": "nnunet"}
 _LOCAL = {**_NP, "rounds": {"strategy": "local", "optimizer_state": "kept"}}
 
 METHODS: dict[str, Method] = {

@@ -58,7 +58,7 @@ def _steadiness(stability: Mapping[str, Any]) -> list[str]:
     for kind, entry in stability.items():
         told = {"over seeds": entry["deviation_over_seeds"], "over the last rounds": entry.get("deviation_over_last_rounds")}
         parts = [
-            f"{what} {ratio['value']:.2f} ({ratio['ci95'][0]:.2f} to {_end(ratio['ci95'][1])})"
+            f"{what} {ratio['value']:.2f} ({_end(ratio['ci95'][0])} to {_end(ratio['ci95'][1])})"
             for what, ratio in told.items()
             if ratio and ratio["value"] is not None
         ]
