@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nnunet_adpfl.errors import InputError
@@ -65,6 +65,7 @@ def budget(question: Question) -> dict[str, Any]:
     """
     request = question.request()
     choices = planner.plan_training(request)
+    request = replace(request, weighting=str(choices["rounds.weights"].value))
     chosen = (float(choices["sampling_rate"].value), int(choices["steps"].value))
     patches = int(choices["patches_per_unit"].value)
     pairs = sorted({*itertools.product(RATES, STEPS), chosen})

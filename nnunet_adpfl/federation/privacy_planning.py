@@ -174,7 +174,7 @@ def _request(
         compute=choices.compute,
         spent=mechanism.fingerprint_events(plan),
         local_steps=plan.rounds.local_steps,
-        weighting=plan.rounds.weights,
+        weighting=content.get("rounds", {}).get("weights"),
         count_noise_ratio=plan.clipping.count_noise_ratio,
         steps=content.get("steps"),
         reserve_steps=content.get("reserve_steps"),

@@ -61,7 +61,7 @@ class FederatedRun:
         planned = -(-plan.steps // plan.rounds.local_steps)
         self._rounds = planned if rounds is None else min(rounds, planned)
         units = plan.units_at(folder.prepared.fold.name)
-        self._shares = aggregation.declared_shares(units, plan.rounds.weights)
+        self._shares = aggregation.declared_shares(units, plan.site_weighting)
         self._global = _as_arrays(dict(model.network.named_parameters()))
         self.control: NoiseControl | None = None  # of a data-driven plan
         self._server = ServerOptimizer(plan.rounds, self._trained_part(self._global), state.server_moments)

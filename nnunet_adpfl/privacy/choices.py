@@ -16,7 +16,7 @@ RESERVE_SHARE = 0.1  # of the steps, but at least two rounds: enough for a few i
 CHOSEN = (  # all fields that a plan may say why of, but for the width of the network
     "epsilon", "delta", "patches_per_unit", "oversample_foreground", "mirroring", "augmentation", "sampling_rate", "steps",
     "reserve_steps", "noise_multiplier", "noise_decay.final_ratio", "clipping.method", "clipping.quantile", "optimizer.name",
-    "optimizer.learning_rate", "optimizer.ema_decay",
+    "optimizer.learning_rate", "optimizer.ema_decay", "rounds.weights",
 )  # fmt: skip
 
 OF_IMAGES = ("oversample_foreground", "mirroring")  # chosen by what nnU-Net's plan says about images
@@ -45,6 +45,11 @@ class Choice:
         return {"value": self.value, "why": self.why, "given": self.given}
 
 
+def given(value: float | int | str | bool | None) -> Choice | None:
+    """The choice that a user made; None where it is open."""
+    return None if value is None else Choice(value, "given", given=True)
+
+
 @dataclass(frozen=True)
 class Request:
     """What is known, and what the user chose already; None is open.
@@ -55,7 +60,7 @@ class Request:
         compute: the most patches to process (forward and backward) over the training of all sites together.
         spent: events that the plan pays for besides training: a noisy fingerprint.
         local_steps: steps of a round; the steps are whole rounds.
-        weighting: of the sites in the average, as `rounds.weights`.
+        weighting: of the sites in the average, as `rounds.weights`; while it is open, units are counted as with ``declared``.
         count_noise_ratio: sigma_b / z of percentile clipping.
         momentum, tail_share: of the optimizer section; nobody but the user sets them.
     """
@@ -67,7 +72,7 @@ class Request:
     compute: int | None = None
     spent: Sequence[Event] = ()
     local_steps: int = 5
-    weighting: str = "declared"
+    weighting: str | None = None
     count_noise_ratio: float = 2.5
     steps: int | None = None
     reserve_steps: int | None = None
@@ -92,7 +97,7 @@ class Request:
 
     @property
     def effective_units(self) -> float:
-        return effective_units(self.units, self.weighting)
+        return effective_units(self.units, self.weighting or "declared")
 
     def allowed(self, patches_per_unit: int) -> int:
         """Patches of the whole training."""

@@ -268,6 +268,11 @@ class PrivacyPlan(_Section):
     def is_private(self) -> bool:
         return self.clipping.method != "none"
 
+    @property
+    def site_weighting(self) -> str:
+        """How sites are weighed in the average: `rounds.weights`, but by numbers of units where there is no noise to be precise about."""
+        return self.rounds.weights if self.is_private or self.rounds.weights != "precision" else "declared"
+
     def digest(self) -> str:
         """sha256 of the content; part of every ledger, checkpoint and update."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()

@@ -10,19 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nnunet_adpfl.errors import InputError
-from nnunet_adpfl.privacy.choices import DRAWS_PER_UNIT, Choice, Request
-from nnunet_adpfl.privacy.signal import ROUGH_EXCESS, accumulated_signal, noise_for
+from nnunet_adpfl.privacy import patch_rules
+from nnunet_adpfl.privacy.choices import Choice, Request, given
+from nnunet_adpfl.privacy.signal import ROUGH_EXCESS, accumulated_signal, effective_units, noise_for, site_shares
 
 RATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0)  # sampling rates to choose from
 FEWEST_STEPS, MOST_STEPS = 60, 500
 LEARNING_STEPS = 60  # the score's share of learning done after T steps: 1 - exp(-T / this)
 SIGNAL_STEPS = 200  # at q = 1, where A no longer depends on the steps
 LEAST_NOISE = 2.0  # noise multiplier below which signal is lost
-PATCHES = (16, 8, 4, 2)  # K to choose from
-WANTED_DRAWS = DRAWS_PER_UNIT  # q T that compute shall allow with the K that is chosen
-FEW_DRAWS = 100  # q T up to which nnU-Net's augmentation is left out
-SLICES_WITH_FOREGROUND = 0.67  # some without, against false positives beside the organ
-NNUNET_FOREGROUND = 0.33  # share of nnU-Net's patches that are centred on foreground
 CLIP_MOVE_NOISE = 0.2  # noise of a round's move of log C (one deviation); above it AUTO-S
 BELOW_CLIP_NORM = 0.2  # share of units whose gradients stay below an adaptive C
 WEIGHT_NOISE = 0.25  # most noise that a training may add to each weight (one deviation)
@@ -30,6 +26,8 @@ MOST_LEARNING_RATE = 1.0  # of gradients with norm 1 or less
 LEAST_LEARNING_RATE = 0.05  # where noise allows less, fewer steps are taken instead: each has more patients then
 ADAM_LEARNING_RATE = 1e-3  # Adam's steps have this size, whatever the gradients' norm
 AVERAGED_STEPS, AVERAGED_SHARE = 20, 1 / 6  # the average of the weights spans the fewer of these
+LEAST_GAIN = 1.1  # in effective units, for which sites are weighed by precision
+LEAST_PART = 0.25  # of the share that its number of units gives a site, which weights by precision have to leave it
 WIDTHS = (4, 6, 8, 12, 16, 24, 32)  # base features to choose from
 LEAST_SIGNAL_TO_NOISE = 0.2  # A / sqrt(d) that a network shall have
 
@@ -61,25 +59,28 @@ def plan_training(request: Request) -> dict[str, Choice]:
 
     Raises InputError where the compute that was asked for does not pay for one round.
     """
-    patches = _patches(request)
+    weights = _weights(request)
+    request = replace(request, weighting=str(weights.value))
+    patches = patch_rules.patches(request)
     best = _best(request, int(patches.value))
     noised = best if request.noise_multiplier is None else replace(best, noise=ROUGH_EXCESS * request.noise_multiplier)
     lost = 1 - best.signal / _most_signal(request, best)
     return {
         "patches_per_unit": patches,
-        "oversample_foreground": _foreground(request),
-        "mirroring": _mirroring(request),
-        "augmentation": _augmentation(request, best),
-        "sampling_rate": _given(request.sampling_rate) or Choice(best.sampling_rate, _why_rate(best, lost)),
-        "steps": _given(request.steps) or Choice(best.steps, _why_steps(request, best, int(patches.value))),
-        "reserve_steps": _given(request.reserve_steps)
+        "oversample_foreground": patch_rules.foreground(request),
+        "mirroring": patch_rules.mirroring(request),
+        "augmentation": patch_rules.augmentation(request, best.sampling_rate * best.steps),
+        "sampling_rate": given(request.sampling_rate) or Choice(best.sampling_rate, _why_rate(best, lost)),
+        "steps": given(request.steps) or Choice(best.steps, _why_steps(request, best, int(patches.value))),
+        "reserve_steps": given(request.reserve_steps)
         or Choice(request.reserve(best.steps), "a tenth of the steps or two rounds, paid for beforehand for interrupted rounds"),
         **_clipping(request, noised),
-        "noise_decay.final_ratio": _given(request.noise_decay)
+        "noise_decay.final_ratio": given(request.noise_decay)
         or Choice(1.0, "constant: a decay to half costs 23 % more variance on average"),
-        "optimizer.name": _given(request.optimizer) or Choice("sgd", "Adam's second moments would follow the noise"),
+        "optimizer.name": given(request.optimizer) or Choice("sgd", "Adam's second moments would follow the noise"),
         "optimizer.learning_rate": _learning_rate(request, noised),
         "optimizer.ema_decay": _ema_decay(request, best.steps),
+        "rounds.weights": weights,
     }
 
 
@@ -101,59 +102,18 @@ def widest(signal: float, parameters: Callable[[int], int]) -> tuple[Choice, flo
     return Choice(width, why), ratios[width]
 
 
-def _given(value: float | int | str | bool | None) -> Choice | None:
-    return None if value is None else Choice(value, "given", given=True)
-
-
-def _patches(request: Request) -> Choice:
-    if given := _given(request.patches_per_unit):
-        return given
-    images = request.images
-    held = min(images.patches, images.at_once) if images else PATCHES[0] if request.compute else PATCHES[-1]
-    useful = [number for number in PATCHES if number <= held] or [PATCHES[-1]]
-    draws = _wanted_draws(request)
-    if request.compute is None:
-        why = f"; an image holds {images.patches}, memory {images.at_once}" if images else ""
-        return Choice(useful[0], f"steadier gradients than one patch, at no privacy cost{why}")
-    paid = [number for number in useful if number * draws * request.total_units <= request.compute]
-    if paid:
-        return Choice(paid[0], f"steadier gradients at no privacy cost; {draws:g} draws of each patient still fit the compute")
-    return Choice(PATCHES[-1], "steadier gradients than one patch at no privacy cost; more would take compute from the steps")
-
-
-def _wanted_draws(request: Request) -> float:
-    """q T of the whole training, as far as it is given."""
-    if request.sampling_rate and request.steps:
-        return request.sampling_rate * request.steps
-    return WANTED_DRAWS
-
-
-def _foreground(request: Request) -> Choice:
-    if given := _given(request.oversample_foreground):
-        return given
-    images = request.images
-    if images and images.covered and images.patches == 1:
-        return Choice(1.0, "a patch shows the whole image")
-    if images and images.covered:
-        return Choice(SLICES_WITH_FOREGROUND, "a patch shows a whole slice: more with foreground, and patients agree more")
-    return Choice(NNUNET_FOREGROUND, "as nnU-Net: larger images need patches without foreground too")
-
-
-def _mirroring(request: Request) -> Choice:
-    if given := _given(request.mirroring):
-        return given
-    if request.images and request.images.oriented:
-        return Choice(False, "volumes lie alike in all patients, and few private steps cannot learn every orientation")
-    return Choice(True, "as nnU-Net: photographs have no orientation")
-
-
-def _augmentation(request: Request, best: Candidate) -> Choice:
-    if given := _given(request.augmentation):
-        return given
-    draws = best.sampling_rate * best.steps
-    if draws <= FEW_DRAWS:
-        return Choice("none", f"a patient is drawn {draws:.0f} times, too few to be learnt by heart; patients agree more without")
-    return Choice("nnunet", f"a patient is drawn {draws:.0f} times")
+def _weights(request: Request) -> Choice:
+    """Of the sites in the average: by precision where that saves noise and small sites still count."""
+    if chosen := given(request.weighting):
+        return chosen
+    gain = effective_units(request.units, "precision") / effective_units(request.units, "declared")
+    if gain < LEAST_GAIN:
+        return Choice("declared", f"by numbers of units; by precision would save {1 - 1 / gain:.0%} of the noise only")
+    shares = {name: site_shares(request.units, name) for name in ("declared", "precision")}
+    kept = min(new / old for new, old in zip(shares["precision"], shares["declared"], strict=True))
+    if kept < LEAST_PART:
+        return Choice("declared", f"by numbers of units; by precision the smallest site would keep {kept:.0%} of its share")
+    return Choice("precision", f"{1 - 1 / gain:.0%} less noise in the average; the smallest site keeps {kept:.0%} of its share")
 
 
 def _best(request: Request, patches: int) -> Candidate:
@@ -225,12 +185,12 @@ def _clipping(request: Request, best: Candidate) -> dict[str, Choice]:
     if method.value != "percentile":
         return {"clipping.method": method}
     why = "most gradients reach C, which the noise goes by, and so count for as much as they can"
-    return {"clipping.method": method, "clipping.quantile": _given(request.clipping_quantile) or Choice(BELOW_CLIP_NORM, why)}
+    return {"clipping.method": method, "clipping.quantile": given(request.clipping_quantile) or Choice(BELOW_CLIP_NORM, why)}
 
 
 def _clipping_method(request: Request, best: Candidate) -> Choice:
-    if given := _given(request.clipping_method):
-        return given
+    if chosen := given(request.clipping_method):
+        return chosen
     noise = count_move_noise(request, best)
     if noise <= CLIP_MOVE_NOISE:
         return Choice("percentile", f"the noisy counts of a round tell the clip norm's quantile to {noise:.2f}")
@@ -246,8 +206,8 @@ def count_move_noise(request: Request, best: Candidate) -> float:
 
 def _learning_rate(request: Request, best: Candidate) -> Choice:
     """Noise moves each weight by lr sqrt(T) z / (q N) = lr T / A; with momentum by 1 / (1 - momentum) times that."""
-    if given := _given(request.learning_rate):
-        return given
+    if chosen := given(request.learning_rate):
+        return chosen
     if request.optimizer == "adam":
         return Choice(ADAM_LEARNING_RATE, "Adam's steps have this size whatever the noise")
     signal = best.signal * ROUGH_EXCESS * request.effective_units
@@ -260,8 +220,8 @@ def _learning_rate(request: Request, best: Candidate) -> Choice:
 
 
 def _ema_decay(request: Request, steps: int) -> Choice:
-    if given := _given(request.ema_decay):
-        return given
+    if chosen := given(request.ema_decay):
+        return chosen
     if request.tail_share > 0:
         return Choice(0.0, "off: tail_share takes the plain mean of the last weights instead")
     window = max(2.0, min(AVERAGED_STEPS, AVERAGED_SHARE * steps))

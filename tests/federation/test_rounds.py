@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from workspace import (
 )
 
 from nnunet_adpfl.errors import AdpflError, PrivacyRefusedError
-from nnunet_adpfl.federation import client
+from nnunet_adpfl.federation import aggregation, client
 from nnunet_adpfl.federation.engines import in_process
 from nnunet_adpfl.privacy import summary
 from nnunet_adpfl.trainers import checkpoint as checkpoints
@@ -62,6 +63,20 @@ def test_every_round_starts_from_the_mean_of_the_last_ones_updates(
             assert np.array_equal(found, mean.astype(np.float32)), (number, name)
             if number < ROUNDS:
                 assert not np.array_equal(found, starts[0, "site-a"][name])
+
+
+def test_sites_are_weighed_by_precision_only_where_there_is_noise(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.edit_plan(rounds={"weights": "precision"})
+    original, seen = aggregation.declared_shares, []
+
+    def watched(units: Mapping[str, int], weighting: str) -> dict[str, float]:
+        seen.append(weighting)
+        return original(units, weighting)
+
+    monkeypatch.setattr(aggregation, "declared_shares", watched)
+    for trainer in ("nnUNetTrainerADP", "nnUNetTrainerDP", "nnUNetTrainerNP"):
+        workspace.train(trainer=trainer)
+    assert seen == ["precision", "precision", "declared"]
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])

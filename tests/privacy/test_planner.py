@@ -98,6 +98,23 @@ def test_no_weights_give_less_noise_than_those_by_precision(units: list[int], pa
     assert signal.effective_units(units, "precision") >= 1 / math.sqrt(((shares / np.array(units)) ** 2).sum()) * (1 - 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("units", "expected", "why"),
+    [((56, 17, 13), "precision", "17% less noise in the average; the smallest site keeps 31%"),
+     ((48, 48, 48, 48), "declared", "save 0%"), ((60, 40), "declared", "save 2%"), ((80,), "declared", "save 0%"),
+     ((1000, 50), "declared", "keep 5% of its share"), ((77, 24, 9), "declared", "keep 15% of its share")],
+)  # fmt: skip
+def test_sites_are_weighed_by_precision_where_they_differ_but_not_too_much(units: tuple[int, ...], expected: str, why: str) -> None:
+    found = plan_training(request(units))["rounds.weights"]
+    assert found.value == expected
+    assert why in found.why
+
+
+def test_less_noise_in_the_average_allows_a_larger_learning_rate() -> None:
+    rates = [values(request(weighting=weighting))["optimizer.learning_rate"] for weighting in (None, "precision", "declared")]
+    assert rates[0] == rates[1] > 1.15 * rates[2]
+
+
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
 @pytest.mark.parametrize("units", [FEW, (48,) * 4, (300,), (5, 5)])
 def test_the_default_keeps_the_signal_and_the_compute(units: tuple[int, ...], epsilon: float) -> None:
@@ -128,7 +145,8 @@ def test_compute_is_never_exceeded_and_steps_are_whole_rounds(
 def test_noise_on_the_weights_stays_below_its_limit() -> None:
     asked = request()
     chosen = values(asked)
-    reached = signal.accumulated_signal(chosen["sampling_rate"], asked.effective_units, chosen["steps"], exact_noise(chosen, asked))
+    units = signal.effective_units(asked.units, chosen["rounds.weights"])
+    reached = signal.accumulated_signal(chosen["sampling_rate"], units, chosen["steps"], exact_noise(chosen, asked))
     assert chosen["optimizer.learning_rate"] * chosen["steps"] / reached <= 1.05 * planner.WEIGHT_NOISE
 
 
@@ -228,12 +246,12 @@ def test_most_gradients_reach_an_adaptive_clip_norm() -> None:
     [{"steps": 40}, {"sampling_rate": 0.07}, {"patches_per_unit": 3}, {"reserve_steps": 0}, {"learning_rate": 0.3}, {"ema_decay": 0.0},
      {"clipping_method": "fixed"}, {"clipping_method": "percentile", "clipping_quantile": 0.4}, {"optimizer": "adam"},
      {"oversample_foreground": 0.5}, {"mirroring": False}, {"augmentation": "nnunet"},
-     {"steps": 33, "sampling_rate": 0.9}, {"steps": 4000}, {"noise_decay": 0.5}],
+     {"steps": 33, "sampling_rate": 0.9}, {"steps": 4000}, {"noise_decay": 0.5}, {"weighting": "equal"}],
 )  # fmt: skip
 def test_what_was_given_is_kept_and_marked(fixed: dict[str, Any]) -> None:
     names = {"learning_rate": "optimizer.learning_rate", "ema_decay": "optimizer.ema_decay", "clipping_method": "clipping.method",
              "clipping_quantile": "clipping.quantile",
-             "optimizer": "optimizer.name", "noise_decay": "noise_decay.final_ratio"}  # fmt: skip
+             "optimizer": "optimizer.name", "noise_decay": "noise_decay.final_ratio", "weighting": "rounds.weights"}  # fmt: skip
     found = plan_training(request(**fixed))
     for name, value in fixed.items():
         choice = found[names.get(name, name)]

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from nnunet_adpfl.errors import InputError
 from nnunet_adpfl.privacy import plan as privacy_plans
+from nnunet_adpfl.privacy.patch_rules import NNUNET_FOREGROUND
 from nnunet_adpfl.privacy.plan import InitialWeights, PrivacyPlan
-from nnunet_adpfl.privacy.planner import NNUNET_FOREGROUND
 from nnunet_adpfl.trainers import prepared_fold
 
 RANDOM, PUBLIC = "random", "public"
