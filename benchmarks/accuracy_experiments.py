@@ -106,7 +106,7 @@ EXPERIMENTS = {
         methods="np-fl,dp-fl,stock-dp,adp-fl", epsilon_tuning=46.0,
         variants={
             "adp-planned": "adp-fl:optimizer.learning_rate=0.1",
-            "adp-precision": "adp-fl:rounds.weights=precision",
+            "adp-declared": "adp-fl:rounds.weights=declared",
             "adp-auto-s": "adp-fl:clipping.method=auto_s",
         },
     ),
