@@ -69,4 +69,3 @@ def base_features_of(plans: Mapping[str, Any], configuration: str) -> int | None
     settings = plans["configurations"][configuration]
     arguments = settings.get("architecture", {}).get("arch_kwargs", {})
     return int(arguments["features_per_stage"][0]) if "features_per_stage" in arguments else None
-

@@ -174,6 +174,8 @@ def _request(
         compute=choices.compute,
         spent=mechanism.fingerprint_events(plan),
         local_steps=plan.rounds.local_steps,
+        folds=[tuple(sites.values()) for sites in plan.training_units.values()],
+        strategy=plan.rounds.strategy,
         weighting=content.get("rounds", {}).get("weights"),
         count_noise_ratio=plan.clipping.count_noise_ratio,
         steps=content.get("steps"),

@@ -60,6 +60,8 @@ class Request:
         compute: the most patches to process (forward and backward) over the training of all sites together.
         spent: events that the plan pays for besides training: a noisy fingerprint.
         local_steps: steps of a round; the steps are whole rounds.
+        folds: units of the sites in every fold, where the plan is for several.
+        strategy: as `rounds.strategy`.
         weighting: of the sites in the average, as `rounds.weights`; while it is open, units are counted as with ``declared``.
         count_noise_ratio: sigma_b / z of percentile clipping.
         momentum, tail_share: of the optimizer section; nobody but the user sets them.
@@ -72,6 +74,8 @@ class Request:
     compute: int | None = None
     spent: Sequence[Event] = ()
     local_steps: int = 5
+    folds: Sequence[Sequence[int]] = ()
+    strategy: str = "fedavg"
     weighting: str | None = None
     count_noise_ratio: float = 2.5
     steps: int | None = None

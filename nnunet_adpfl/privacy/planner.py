@@ -6,11 +6,11 @@ Nothing is measured on patients: what goes in is public. What each rule rests on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nnunet_adpfl.errors import InputError
-from nnunet_adpfl.privacy import patch_rules
+from nnunet_adpfl.privacy import accounting, patch_rules
 from nnunet_adpfl.privacy.choices import Choice, Request, given
 from nnunet_adpfl.privacy.signal import ROUGH_EXCESS, accumulated_signal, effective_units, noise_for, site_shares
 
@@ -63,22 +63,21 @@ def plan_training(request: Request) -> dict[str, Choice]:
     request = replace(request, weighting=str(weights.value))
     patches = patch_rules.patches(request)
     best = _best(request, int(patches.value))
-    noised = best if request.noise_multiplier is None else replace(best, noise=ROUGH_EXCESS * request.noise_multiplier)
     lost = 1 - best.signal / _most_signal(request, best)
     return {
         "patches_per_unit": patches,
         "oversample_foreground": patch_rules.foreground(request),
         "mirroring": patch_rules.mirroring(request),
         "augmentation": patch_rules.augmentation(request, best.sampling_rate * best.steps),
-        "sampling_rate": given(request.sampling_rate) or Choice(best.sampling_rate, _why_rate(best, lost)),
+        "sampling_rate": given(request.sampling_rate) or Choice(best.sampling_rate, _why_rate(request, best, lost)),
         "steps": given(request.steps) or Choice(best.steps, _why_steps(request, best, int(patches.value))),
         "reserve_steps": given(request.reserve_steps)
         or Choice(request.reserve(best.steps), "a tenth of the steps or two rounds, paid for beforehand for interrupted rounds"),
-        **_clipping(request, noised),
+        **_clipping(request, best),
         "noise_decay.final_ratio": given(request.noise_decay)
         or Choice(1.0, "constant: a decay to half costs 23 % more variance on average"),
         "optimizer.name": given(request.optimizer) or Choice("sgd", "Adam's second moments would follow the noise"),
-        "optimizer.learning_rate": _learning_rate(request, noised),
+        "optimizer.learning_rate": _learning_rate(request, best),
         "optimizer.ema_decay": _ema_decay(request, best.steps),
         "rounds.weights": weights,
     }
@@ -103,26 +102,43 @@ def widest(signal: float, parameters: Callable[[int], int]) -> tuple[Choice, flo
 
 
 def _weights(request: Request) -> Choice:
-    """Of the sites in the average: by precision where that saves noise and small sites still count."""
+    """Of the sites in the average: by precision where that saves noise, and small sites still count in every fold."""
     if chosen := given(request.weighting):
         return chosen
+    if request.strategy == "local":
+        return Choice("declared", "nothing is averaged")
     gain = effective_units(request.units, "precision") / effective_units(request.units, "declared")
     if gain < LEAST_GAIN:
         return Choice("declared", f"by numbers of units; by precision would save {1 - 1 / gain:.0%} of the noise only")
-    shares = {name: site_shares(request.units, name) for name in ("declared", "precision")}
-    kept = min(new / old for new, old in zip(shares["precision"], shares["declared"], strict=True))
+    kept = min(_least_part(units) for units in (request.units, *request.folds))
     if kept < LEAST_PART:
-        return Choice("declared", f"by numbers of units; by precision the smallest site would keep {kept:.0%} of its share")
-    return Choice("precision", f"{1 - 1 / gain:.0%} less noise in the average; the smallest site keeps {kept:.0%} of its share")
+        return Choice("declared", f"by numbers of units; by precision a site would keep only {kept:.0%} of its share")
+    return Choice("precision", f"{1 - 1 / gain:.0%} less noise in the average; no site keeps less than {kept:.0%} of its share")
+
+
+def _least_part(units: Sequence[int]) -> float:
+    """Share by precision over that by numbers of units, of the site that loses most."""
+    shares = zip(site_shares(units, "precision"), site_shares(units, "declared"), strict=True)
+    return min(by_precision / by_number for by_precision, by_number in shares)
 
 
 def _best(request: Request, patches: int) -> Candidate:
-    """The best score among those that keep the signal, else among all; a given noise multiplier has to pay for it."""
-    pairs = _affordable(request, patches)
-    found = [Candidate(rate, steps, _rough_noise(request, rate, steps)) for rate, steps in pairs]
+    """The best score among those that keep the signal, else among all."""
+    found = [Candidate(rate, steps, _rough_noise(request, rate, steps)) for rate, steps in _affordable(request, patches)]
     if request.noise_multiplier is not None:
-        found = [one for one in found if one.noise <= request.noise_multiplier] or found
+        found = _with_noise(request, found, request.noise_multiplier)
     return max([one for one in found if one.keeps_signal] or found, key=lambda one: one.score)
+
+
+def _with_noise(request: Request, found: Sequence[Candidate], noise: float) -> list[Candidate]:
+    """Those that this noise multiplier pays for, with it; else the one that needs the least, which calibration then refuses."""
+    paid = [one for one in found if _pays(request, one, noise)] or [min(found, key=lambda one: one.noise)]
+    return [replace(one, noise=ROUGH_EXCESS * noise) for one in paid]
+
+
+def _pays(request: Request, one: Candidate, noise: float) -> bool:
+    steps = accounting.poisson_gaussian(one.sampling_rate, noise, one.steps + request.reserve(one.steps))
+    return accounting.epsilon([*request.spent, steps], request.delta) <= request.epsilon
 
 
 def _affordable(request: Request, patches: int) -> list[tuple[float, int]]:
@@ -164,7 +180,9 @@ def _most_signal(request: Request, best: Candidate) -> float:
     return Candidate(1.0, best.steps, _rough_noise(request, 1.0, best.steps)).signal
 
 
-def _why_rate(best: Candidate, lost: float) -> str:
+def _why_rate(request: Request, best: Candidate, lost: float) -> str:
+    if request.noise_multiplier is not None:
+        return f"the best that the given noise pays for; {lost:.0%} of the signal is lost against q = 1 with the least noise"
     if best.keeps_signal:
         return f"keeps the noise multiplier at {LEAST_NOISE:g} or more, so {lost:.0%} of the signal is lost against q = 1"
     return f"the best score allowed; its noise multiplier is below {LEAST_NOISE:g} and {lost:.0%} of the signal is lost against q = 1"

@@ -42,7 +42,7 @@ class Method:
 
     Attributes:
         name: of the row and of its folder.
-        trainer: whose fields of the privacy plan are used (design section 2).
+        trainer: whose fields of the privacy plan are used.
         place: sites train together (federated), or all units in one pool (central).
         changes: section of the privacy plan -> field -> value.
         grid: field, as ``section.field``, -> values that tuning tries.
