@@ -105,7 +105,7 @@ EXPERIMENTS = {
               "--set", "optimizer.ema_decay=0.95", "--set", "clipping.method=percentile"),
         methods="np-fl,dp-fl,stock-dp,adp-fl", epsilon_tuning=46.0,
         variants={
-            "adp-planned": "adp-fl:optimizer.learning_rate=0.1",
+            "adp-planned": "adp-fl:optimizer.learning_rate=0.12",
             "adp-declared": "adp-fl:rounds.weights=declared",
             "adp-auto-s": "adp-fl:clipping.method=auto_s",
         },

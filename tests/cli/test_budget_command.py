@@ -49,6 +49,16 @@ def test_json_has_the_noise_that_keeps_epsilon(monkeypatch: pytest.MonkeyPatch, 
     assert not {"mirroring", "oversample_foreground"} & set(found["choices"]), "nothing is known of the images"
 
 
+def test_sites_that_differ_are_counted_as_they_are_weighed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--patients", "56", "--patients", "17", "--patients", "13", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["choices"]["rounds.weights"]["value"] == "precision"
+    assert found["effective_units"] == pytest.approx((56**2 + 17**2 + 13**2) ** 0.5)
+    chosen = next(row for row in found["table"] if row["chosen"])
+    a = chosen["sampling_rate"] * found["effective_units"] * chosen["steps"] ** 0.5 / chosen["noise_multiplier"]
+    assert chosen["accumulated_signal"] == pytest.approx(a)
+
+
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_text_and_figure(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
