@@ -101,13 +101,13 @@ EXPERIMENTS = {
     ),
     "hippocampus": Experiment(
         "2d", Cohort(40, "Hippocampus"), Cohort(41, "HippocampusTuning"),
-        _plan(200, 16, "--set", "oversample_foreground=1.0", "--set", "mirroring=false", "--set", "augmentation=none",
-              "--set", "optimizer.ema_decay=0.95", "--set", "clipping.method=percentile"),
+        ("--steps", "200", "--sampling-rate", "0.25"),  # the planner's own for the reported cohort, and the same for the other
         methods="np-fl,dp-fl,stock-dp,adp-fl", epsilon_tuning=46.0,
         variants={
             "adp-planned": "adp-fl:optimizer.learning_rate=0.12",
             "adp-declared": "adp-fl:rounds.weights=declared",
             "adp-auto-s": "adp-fl:clipping.method=auto_s",
+            "dp-precision": "dp-fl:rounds.weights=precision",
         },
     ),
     "ct": Experiment(

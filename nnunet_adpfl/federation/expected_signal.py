@@ -53,8 +53,7 @@ def expected_signal(
     """Of the fold with the fewest units; None for a plan without noise."""
     if plan.noise_multiplier is None:
         return None
-    units = list(min(plan.training_units.values(), key=lambda sites: sum(sites.values())).values())
-    effective = effective_units(units, plan.rounds.weights)
+    effective = effective_units(plan.fewest_units, plan.rounds.weights, plan.rounds.strategy)
     accumulated = accumulated_signal(plan.sampling_rate, effective, plan.steps, plan.noise_multiplier)
 
     def trained(adapted: dict[str, Any]) -> int:

@@ -167,7 +167,7 @@ def _request(
     clipping, optimizer = content.get("clipping", {}), content.get("optimizer", {})
     percentile = "percentile" if _OF_PERCENTILE & set(clipping) else None  # its settings are not given for nothing
     return Request(
-        units=tuple(min(plan.training_units.values(), key=lambda sites: sum(sites.values())).values()),
+        units=plan.fewest_units,
         epsilon=plan.epsilon,
         delta=plan.delta,
         images=images,

@@ -101,7 +101,7 @@ class Request:
 
     @property
     def effective_units(self) -> float:
-        return effective_units(self.units, self.weighting or "declared")
+        return effective_units(self.units, self.weighting or "declared", self.strategy)
 
     def allowed(self, patches_per_unit: int) -> int:
         """Patches of the whole training."""

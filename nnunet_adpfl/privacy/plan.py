@@ -273,6 +273,11 @@ class PrivacyPlan(_Section):
         """How sites are weighed in the average: `rounds.weights`, but by numbers of units where there is no noise to be precise about."""
         return self.rounds.weights if self.is_private or self.rounds.weights != "precision" else "declared"
 
+    @property
+    def fewest_units(self) -> tuple[int, ...]:
+        """Units of each site in the fold that has the fewest, which the planner goes by."""
+        return tuple(min(self.training_units.values(), key=lambda sites: sum(sites.values())).values())
+
     def digest(self) -> str:
         """sha256 of the content; part of every ledger, checkpoint and update."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()

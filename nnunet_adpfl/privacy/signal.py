@@ -29,7 +29,7 @@ def site_shares(units: Sequence[int], weighting: str) -> list[float]:
     return [part / sum(parts) for part in parts]
 
 
-def effective_units(units: Sequence[int], weighting: str = "declared") -> float:
+def effective_units(units: Sequence[int], weighting: str = "declared", strategy: str = "fedavg") -> float:
     """Units of one site without partners whose noise would equal that of the average of these sites.
 
     Every site adds noise of its own, z / (q N_k) on its mean gradient, and the average weighs site k by w_k: its deviation
@@ -38,7 +38,10 @@ def effective_units(units: Sequence[int], weighting: str = "declared") -> float:
     Args:
         units: declared number of units of each site, 1 or more.
         weighting: see `site_shares`.
+        strategy: as `rounds.strategy`; where it is ``local`` nothing is averaged, and the smallest site stands for all.
     """
+    if strategy == "local":
+        return float(min(units))
     shares = site_shares(units, weighting)
     return 1 / math.hypot(*(share / number for share, number in zip(shares, units, strict=True)))
 

@@ -118,6 +118,12 @@ def test_small_sites_count_in_every_fold_and_sites_that_are_not_averaged_have_no
     assert values(request((56, 17, 13), strategy="local"))["rounds.weights"] == "declared"
 
 
+def test_sites_that_are_not_averaged_are_planned_for_the_smallest() -> None:
+    assert signal.effective_units([56, 17, 13], strategy="local") == 13
+    alone, averaged = (values(request((56, 17, 13), strategy=strategy)) for strategy in ("local", "fedavg"))
+    assert alone["optimizer.learning_rate"] < 0.5 * averaged["optimizer.learning_rate"]
+
+
 def test_less_noise_in_the_average_allows_a_larger_learning_rate() -> None:
     rates = [values(request(weighting=weighting))["optimizer.learning_rate"] for weighting in (None, "precision", "declared")]
     assert rates[0] == rates[1] > 1.15 * rates[2]
