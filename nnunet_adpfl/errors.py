@@ -21,6 +21,10 @@ class InputError(AdpflError):
     """An argument, a file or a data set is not what it has to be."""
 
 
+class DivergedError(AdpflError):
+    """A network's output is not finite: its training went astray, usually by too large a learning rate."""
+
+
 class PrivacyRefusedError(AdpflError):
     """Going on would make the privacy claim untrue (ledger damaged, plan edited, undeclared weights, ...)."""
 

@@ -24,7 +24,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from torch import nn
 
 from nnunet_adpfl import tensor_files
-from nnunet_adpfl.errors import AdpflError, InputError
+from nnunet_adpfl.errors import DivergedError, InputError
 from nnunet_adpfl.nnunet_compat.training import configuration_of
 
 
@@ -122,14 +122,14 @@ class CasePredictor:
     def predict_to_file(self, case: str, folder: Path) -> Path:
         """Write the predicted label map of a case in the geometry of its original image, and return the file.
 
-        Raises InputError for a case that cannot be read, AdpflError when the network's output is not finite (weights
+        Raises InputError for a case that cannot be read, DivergedError when the network's output is not finite (weights
         that diverged).
         """
         data, properties = self._load(case)
         with contextlib.redirect_stdout(sys.stderr):  # standard output belongs to results
             logits = self._logits(data)
             if logits is None:
-                raise AdpflError(f"case {case}: the network's output is not finite; its weights have diverged")
+                raise DivergedError(f"case {case}: the network's output is not finite; its weights have diverged")
             export_prediction_from_logits(
                 logits, properties, self._settings, self._plans, self._dataset_json, str(folder / case),
                 num_threads_torch=torch.get_num_threads(),

@@ -12,7 +12,7 @@ import torch
 import workspace as workspaces
 from workspace import CONFIGURATION, PLANS, Workspace, read
 
-from nnunet_adpfl.errors import InputError
+from nnunet_adpfl.errors import AdpflError, DivergedError, InputError
 from nnunet_adpfl.experiments.comparison import comparison, methods, runs, tuning
 from nnunet_adpfl.experiments.comparison.comparison import CompareSettings, compare
 from nnunet_adpfl.privacy import plan as privacy_plans
@@ -167,6 +167,15 @@ def test_runs_of_a_comparison_are_known_to_the_odometer(workspace: Workspace) ->
         workspace.train("2d")
 
 
+def scored(task: runs.RunTask, dice: float) -> dict[str, object]:
+    """What a run would give."""
+    return {
+        "method": task.method.name, "seed": task.seed, "settings": {}, "tuned": dict(task.tuned), "sites": {}, "classes": {}, "cases": 1,
+        "mean": {"dice": dice, "hd95_mm": 1.0, "nsd": 1.0}, "dice_of_units": {"one": dice}, "curve": [], "epsilon": None,
+        "guarantee": "none", "not_covered": [],
+    }  # fmt: skip
+
+
 def test_tuning_tries_every_setting_on_others_and_keeps_the_best(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "check_other_patients", lambda *_: None)  # the tiny set stands in for others here
     tried: list[dict[str, object]] = []
@@ -175,29 +184,49 @@ def test_tuning_tries_every_setting_on_others_and_keeps_the_best(workspace: Work
         tried.append({"method": task.method.name, **task.tuned, "folder": task.folder})
         rate = task.tuned.get("optimizer.learning_rate", task.tuned.get("optimizer.learning_rate_non_private", 0))
         dice = 0.9 - abs(float(rate) - 0.3)
-        mean = {"dice": dice, "hd95_mm": 1.0, "nsd": 1.0}
-        return {
-            "method": task.method.name, "seed": task.seed, "settings": {}, "tuned": dict(task.tuned), "mean": mean, "sites": {},
-            "classes": {}, "cases": 1, "dice_of_units": {"one": dice}, "curve": [], "epsilon": None, "guarantee": "none", "not_covered": [],
-        }  # fmt: skip
+        return scored(task, dice)
 
     monkeypatch.setattr(runs, "run", run)
     variant = "fixed10=dp-fl:clipping.clip_norm=10;optimizer.weight_decay=0.5"  # must not spoil what dp-fl is tuned to
     found = compare(settings(workspace, methods=("np-fl", "dp-fl", "adp-fl"), variants=(variant,), tune_on=tiny_dataset.NAME))
     assert found["methods"]["fixed10"]["tuned"] == {"optimizer.learning_rate": 0.3}
     sizes = {name: len(tuning.candidates(methods.METHODS[name])) for name in ("np-fl", "dp-fl", "adp-fl")}
-    assert sizes == {"np-fl": 8, "dp-fl": 12, "adp-fl": 4}
+    assert sizes == {"np-fl": 8, "dp-fl": 16, "adp-fl": 4}
     assert len(tried) == sum(sizes.values()) + 4
-    assert {entry["clipping.clip_norm"] for entry in tried if entry["method"] == "dp-fl"} == {0.1, 0.3, 1.0}
+    assert {entry["clipping.clip_norm"] for entry in tried if entry["method"] == "dp-fl"} == {0.03, 0.1, 0.3, 1.0}
     assert found["methods"]["np-fl"]["tuned"] == {"optimizer.learning_rate_non_private": 0.3, "optimizer.momentum": 0.0}
     assert found["methods"]["dp-fl"]["tuned"]["optimizer.learning_rate"] == 0.3
     kept = Path(found["folder"]) / tuning.FILE_NAME
-    assert len(read(kept)["tried"]["dp-fl"]) == 12
+    assert len(read(kept)["tried"]["dp-fl"]) == 16
     assert tuning.load(kept)[0] == tiny_dataset.NAME
     assert tuning.load(kept)[1]["adp-fl"] == {"optimizer.learning_rate": 0.3}
     kept.write_text(json.dumps({"tried": 1}))
     with pytest.raises(InputError, match="not the tuning"):
         tuning.load(kept)
+
+
+def test_a_setting_that_diverges_is_the_worst_of_its_grid_but_fails_a_compared_run(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "check_other_patients", lambda *_: None)
+    too_large = [1.0, 3.0]
+
+    def run(task: runs.RunTask) -> dict[str, object]:
+        rate = float(task.tuned["optimizer.learning_rate_non_private"])
+        if rate in too_large:
+            raise DivergedError("case a: the network's output is not finite; its weights have diverged")
+        return scored(task, rate)
+
+    monkeypatch.setattr(runs, "run", run)
+    asked = settings(workspace, methods=("np-fl",), tune_on=tiny_dataset.NAME)
+    found = compare(asked)
+    assert found["methods"]["np-fl"]["tuned"]["optimizer.learning_rate_non_private"] == 0.3
+    tried = read(Path(found["folder"]) / tuning.FILE_NAME)["tried"]["np-fl"]
+    assert sorted(entry["dice"][0] for entry in tried) == [0.0] * 4 + [0.1, 0.1, 0.3, 0.3]
+    too_large.append(0.3)
+    known = Path(found["folder"]) / tuning.FILE_NAME
+    with pytest.raises(AdpflError, match=r"1 of 1 runs failed.*diverged"):
+        compare(settings(workspace, methods=("np-fl",), tuning=known))
 
 
 def test_settings_of_an_earlier_tuning_are_used_and_missing_ones_refused(

@@ -14,7 +14,7 @@ import torch
 
 from nnunet_adpfl import atomic_files, folders, folds
 from nnunet_adpfl.cohort import names_a_file
-from nnunet_adpfl.errors import AdpflError, InputError
+from nnunet_adpfl.errors import AdpflError, DivergedError, InputError
 from nnunet_adpfl.experiments.comparison import methods as known_methods
 from nnunet_adpfl.experiments.comparison import plots, runs, table, table_text, tuning
 from nnunet_adpfl.experiments.comparison.methods import PUBLIC, Method
@@ -28,6 +28,7 @@ from nnunet_adpfl.trainers import patient_totals, prepared_fold
 from nnunet_adpfl.trainers.central_run import check_no_site_is_left_out
 from nnunet_adpfl.trainers.patient_totals import COMPARISONS
 
+_NOTHING_FOUND: dict[str, Any] = {"mean": {"dice": 0.0}}  # of a setting that tuning tried and that diverged
 RESULT_FILE_NAME, TEXT_FILE_NAME = "comparison.json", "comparison.md"
 
 
@@ -149,7 +150,7 @@ def _tuned(settings: CompareSettings, chosen: Sequence[Method], init: InitialWei
     note(f"tuning on {settings.tune_on}: {len(tasks)} runs")
     dice: dict[tuple[str, int], list[float]] = {}
     values_of = {of_task[task.folder]: task.tuned for task in tasks}
-    for task, result in _run_all(tasks, settings.jobs):
+    for task, result in _run_all(tasks, settings.jobs, diverged=_NOTHING_FOUND):
         dice.setdefault(of_task[task.folder], []).append(float(result["mean"]["dice"]))
     scores: dict[str, list[tuple[Any, list[float]]]] = {}
     for (name, index), tried in sorted(values_of.items()):
@@ -176,11 +177,21 @@ def _task(
     )  # fmt: skip
 
 
-def _run_all(tasks: Sequence[RunTask], jobs: int) -> Iterator[tuple[RunTask, dict[str, Any]]]:
-    """Every task with its result, as they are done; what fails is said, and ends the comparison after the others."""
+def _run_all(
+    tasks: Sequence[RunTask], jobs: int, diverged: dict[str, Any] | None = None
+) -> Iterator[tuple[RunTask, dict[str, Any]]]:
+    """Every task with its result, as they are done; what fails is said, and ends the comparison after the others.
+
+    Args:
+        diverged: result of a run whose weights diverged; None: that fails like anything else.
+    """
     failed: list[str] = []
     for number, (task, outcome) in enumerate(_outcomes(tasks, jobs), start=1):
         what = f"{task.folder.parent.name}, seed {task.seed} ({number} of {len(tasks)})"
+        if diverged is not None and isinstance(outcome, DivergedError):
+            note(f"{what}: diverged, counts as Dice 0")
+            yield task, diverged
+            continue
         if isinstance(outcome, AdpflError):
             failed.append(f"{what}: {outcome}")
             note(failed[-1])

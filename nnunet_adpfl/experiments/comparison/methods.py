@@ -22,7 +22,7 @@ from nnunet_adpfl.trainers import prepared_fold
 RANDOM, PUBLIC = "random", "public"
 RATES = (0.1, 0.3, 1.0, 3.0)
 PRIVATE_RATES = (0.03, 0.1, 0.3, 1.0)  # clipped gradients are divided by C, so their noise sets the scale, not the loss
-CLIP_NORMS = (0.1, 0.3, 1.0)
+CLIP_NORMS = (0.03, 0.1, 0.3, 1.0)
 # What a plan is about, who is protected and how: no method may have its own.
 SAME_FOR_ALL = frozenset({
     "format", "unit", "adjacency", "delta", "training_units", "fingerprint", "fingerprint_release", "cohort_digest", "plans_digest",
