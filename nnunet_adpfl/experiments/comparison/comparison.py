@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from nnunet_adpfl import atomic_files, folders, folds
 from nnunet_adpfl.cohort import names_a_file
 from nnunet_adpfl.errors import AdpflError, DivergedError, InputError
 from nnunet_adpfl.experiments.comparison import methods as known_methods
-from nnunet_adpfl.experiments.comparison import plots, runs, table, table_text, tuning
+from nnunet_adpfl.experiments.comparison import plots, side_by_side, table, table_text, tuning
 from nnunet_adpfl.experiments.comparison.methods import PUBLIC, Method
 from nnunet_adpfl.experiments.comparison.runs import RunTask
 from nnunet_adpfl.federation.privacy_planning import declared_public
@@ -186,7 +181,7 @@ def _run_all(
         diverged: result of a run whose weights diverged; None: that fails like anything else.
     """
     failed: list[str] = []
-    for number, (task, outcome) in enumerate(_outcomes(tasks, jobs), start=1):
+    for number, (task, outcome) in enumerate(side_by_side.outcomes(tasks, jobs), start=1):
         what = f"{task.folder.parent.name}, seed {task.seed} ({number} of {len(tasks)})"
         if diverged is not None and isinstance(outcome, DivergedError):
             note(f"{what}: diverged, counts as Dice 0")
@@ -200,32 +195,6 @@ def _run_all(
         yield task, outcome
     if failed:
         raise AdpflError(f"{len(failed)} of {len(tasks)} runs failed, the others are kept; first: {failed[0]}")
-
-
-def _outcomes(tasks: Sequence[RunTask], jobs: int) -> Iterator[tuple[RunTask, dict[str, Any] | AdpflError]]:
-    if jobs == 1:
-        for task in tasks:
-            yield task, _outcome(task)
-        return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _share_cores, (jobs,)) as pool:
-        running: dict[Future[Any], RunTask] = {pool.submit(_outcome, task): task for task in tasks}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _outcome(task: RunTask) -> dict[str, Any] | AdpflError:
-    """The result, or the error that is meant for the user: an exception of a pool would lose its sentence in a traceback."""
-    try:
-        return runs.run(task)
-    except AdpflError as error:
-        return error
-
-
-def _share_cores(jobs: int) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
 def _write(
