@@ -7,8 +7,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nnunet_adpfl import atomic_files, json_files
+from nnunet_adpfl import atomic_files, json_files, worker_process
 from nnunet_adpfl.errors import AdpflError
 from nnunet_adpfl.federation import raw_cases
 from nnunet_adpfl.federation.raw_cases import CaseFiles, RawCases
@@ -161,14 +159,7 @@ def in_processes(function: Callable[[Item], Result], jobs: Sequence[Item], proce
 
 def _start_worker(parent: int) -> None:
     stock.use_one_thread()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """A worker would otherwise wait for ever for the next case of a main process that was killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    worker_process.end_with(parent)
 
 
 def _default_processes() -> int:

@@ -270,16 +270,19 @@ def test_runs_side_by_side_come_to_the_same_table(workspace: Workspace) -> None:
 def test_a_killed_comparison_leaves_no_run_behind(workspace: Workspace) -> None:
     """A run that went on alone would spend on patients, and nobody would know."""
     workspace.edit_plan(steps=100_000)
-    asked = settings(workspace, methods=("np-fl",), seeds=2, jobs=2, curve_cases=0)
+    asked = settings(workspace, methods=("np-fl",), seeds=2, jobs=2, curve_cases=0, workers=1)
     comparing = multiprocessing.get_context("spawn").Process(target=compare, args=(asked,))
     comparing.start()
-    deadline = time.monotonic() + 120
-    while len(list(workspace.results.rglob("rounds.jsonl"))) < 2:
-        assert comparing.is_alive()
-        assert time.monotonic() < deadline, "the runs do not begin"
-        time.sleep(0.2)
-    processes = psutil.Process(comparing.pid).children(recursive=True)
-    comparing.kill()
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(workspace.results.rglob("rounds.jsonl"))) < 2:
+            assert comparing.is_alive()
+            assert time.monotonic() < deadline, "the runs do not begin"
+            time.sleep(0.2)
+        processes = psutil.Process(comparing.pid).children(recursive=True)
+    finally:
+        comparing.kill()
+    assert len(processes) >= 4, "two runs, each with a loader of its own"
     _, alive = psutil.wait_procs(processes, timeout=20)
     for process in alive:
         process.kill()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
+import psutil
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
@@ -141,6 +144,27 @@ def die(_item: int) -> int:
 def test_a_killed_worker_is_one_clear_line() -> None:
     with pytest.raises(AdpflError, match=r"worker processes was killed.*nnUNet_def_n_proc"):
         list(preprocessing.in_processes(die, [1, 2], 2))
+
+
+def work_for_long() -> None:
+    list(preprocessing.in_processes(time.sleep, [600.0, 600.0], 2))
+
+
+def test_workers_end_with_a_main_process_that_is_killed() -> None:
+    main = multiprocessing.get_context("spawn").Process(target=work_for_long)
+    main.start()
+    deadline = time.monotonic() + 60
+    try:
+        while len(workers := psutil.Process(main.pid).children()) < 2:
+            assert time.monotonic() < deadline, "the workers do not begin"
+            time.sleep(0.1)
+    finally:
+        main.kill()
+        main.join()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    for worker in alive:
+        worker.kill()
+    assert not alive
 
 
 def test_results_come_in_order() -> None:

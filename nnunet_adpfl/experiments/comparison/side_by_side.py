@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from typing import Any
 
 import torch
 
+from nnunet_adpfl import worker_process
 from nnunet_adpfl.errors import AdpflError
 from nnunet_adpfl.experiments.comparison import runs
 from nnunet_adpfl.experiments.comparison.runs import RunTask
@@ -22,7 +22,7 @@ def outcomes(tasks: Sequence[RunTask], jobs: int) -> Iterator[tuple[RunTask, dic
         for task in tasks:
             yield task, _outcome(task)
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (jobs,)) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (jobs, os.getpid())) as pool:
         running: dict[Future[Any], RunTask] = {pool.submit(_outcome, task): task for task in tasks}
         try:
             for future in as_completed(running):
@@ -39,15 +39,7 @@ def _outcome(task: RunTask) -> dict[str, Any] | AdpflError:
         return error
 
 
-def _begin(jobs: int) -> None:
-    """In a new process: its share of the cores, and no life of its own."""
+def _begin(jobs: int, parent: int) -> None:
+    """In a new process: its share of the cores. A comparison that was killed must not go on training, and spending, unseen."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A comparison that was killed must not go on training, and spending, unseen; its runs can be continued."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    worker_process.end_with(parent)
